@@ -1,0 +1,1 @@
+"""Plan, isolate, run, evaluate and record: the harness and the command line."""

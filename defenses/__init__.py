@@ -1,0 +1,25 @@
+"""One file per defense, the decorator that marks them, and the view they get."""
+
+from __future__ import annotations
+
+from defenses.base import Defense, DefenderView, NotApplicableError, NotDetectedError, defense
+from defenses.bcu import bcu
+from defenses.clp import clp
+from defenses.ft import ft
+from defenses.ibau import ibau
+from defenses.identity import identity
+from defenses.scramble import scramble
+
+ALL: tuple[Defense, ...] = tuple(
+    f.defense  # type: ignore[attr-defined]
+    for f in (identity, scramble, ft, clp, ibau, bcu)
+)
+
+__all__ = [
+    "ALL",
+    "DefenderView",
+    "Defense",
+    "NotApplicableError",
+    "NotDetectedError",
+    "defense",
+]

@@ -1,0 +1,1 @@
+"""Data sets, classifiers, the one training loop, and the store of victims and clean twins."""

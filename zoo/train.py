@@ -1,0 +1,279 @@
+"""The one training loop: victims, twins, surrogates, teachers, students and fine-tuning.
+
+Tensors in memory, batched augmentation, ``channels_last``, bfloat16 autocast where the hardware has
+it, no DataLoader. A loss hook serves attacks and defenses that need another loss; an epoch hook
+serves attacks that redraw images.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.augment import Augmentation
+from zoo.models import Classifier
+
+Schedule = Literal["one-cycle", "multi-step", "cosine", "constant"]
+# loss(model, images in [0, 1], labels, progress in [0, 1)) -> scalar
+LossHook = Callable[[Classifier, Tensor, Tensor, float], Tensor]
+EpochHook = Callable[[int, Tensor], None]  # (epoch, the uint8 training images, may be changed)
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train. The length is ``steps`` where given, else ``epochs``."""
+
+    epochs: int = 1
+    steps: int | None = None  # optimiser steps
+    batch_size: int = 128
+    lr: float = 0.1  # peak
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    schedule: Schedule = "one-cycle"
+    warmup: float = 0.25  # one-cycle: share of the steps in which the rate rises
+    milestones: tuple[float, ...] = (0.5, 0.75)  # multi-step: shares after which lr drops tenfold
+    freeze_bn: bool = False  # keep batch statistics (eval mode), still train the weights
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 0:
+            raise ValueError(f"expected steps >= 0, got {self.steps}")
+        if self.lr < 0:
+            raise ValueError(f"expected lr >= 0, got {self.lr}")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a share of the training in [0, 1)."""
+        match self.schedule:
+            case "constant":
+                return self.lr
+            case "cosine":
+                return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+            case "multi-step":
+                passed = sum(progress >= m for m in self.milestones)
+                return float(self.lr * 0.1**passed)
+            case "one-cycle":
+                if progress < self.warmup:
+                    return self.lr * (0.04 + 0.96 * progress / self.warmup)
+                return self.lr * max(1e-3, (1 - progress) / (1 - self.warmup))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """What :func:`train` tells after every epoch (or pass through a small set)."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float  # mean over the epoch
+    lr: float
+
+
+def train(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    generator: torch.Generator,
+    augmentation: Augmentation | None = None,
+    loss: LossHook | None = None,
+    on_epoch: EpochHook | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+) -> None:
+    """Trains a classifier in place and leaves it in eval mode; the last iterate, never the best.
+
+    Args:
+        model: on the device to train on.
+        images: ``uint8 (N, C, H, W)`` in [0, 255], or float in [0, 1]. Moved to the device once.
+        labels: ``int64 (N,)``; ignored by loss hooks that need none.
+        recipe: how long, how fast.
+        generator: on the CPU; source of order, augmentation and dropout. Equal generators give
+            equal batches, whatever the weights.
+        augmentation: applied to every batch.
+        loss: replaces cross-entropy.
+        on_epoch: called before every epoch with the training images on the device.
+        report: called after every epoch.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+        ValueError: no images, or a shape that does not fit.
+    """
+    _check(images, labels)
+    device = next(model.parameters()).device
+    images, labels = images.to(device), labels.to(device)
+    loss = loss or cross_entropy
+    batches_per_epoch = max(1, math.ceil(len(images) / recipe.batch_size))
+    total = recipe.epochs * batches_per_epoch if recipe.steps is None else recipe.steps
+    augmenting = torch.Generator(device=device).manual_seed(_draw_seed(generator))
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        foreach=True,
+    )
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_training_mode(model, recipe.freeze_bn)
+    step = 0
+    with seeded_dropout(_draw_seed(generator), device):
+        for epoch in range(math.ceil(total / batches_per_epoch)):
+            if on_epoch is not None:
+                on_epoch(epoch, images)
+            running = torch.zeros((), device=device)
+            count = min(batches_per_epoch, total - step)
+            for index in _epoch_batches(len(images), recipe.batch_size, count, generator):
+                progress = step / total
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(progress)
+                index = index.to(device)
+                batch = images[index]
+                if augmentation is not None:
+                    batch = augmentation(batch, augmenting)
+                batch = to_unit(batch).contiguous(memory_format=torch.channels_last)
+                optimizer.zero_grad(set_to_none=True)
+                with mixed_precision(device):
+                    value = loss(model, batch, labels[index], progress)
+                value.backward()  # type: ignore[no-untyped-call]
+                if recipe.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+                optimizer.step()
+                running += value.detach().float()
+                step += 1
+            mean = running.item() / max(1, count)
+            if not math.isfinite(mean):
+                raise DivergedError(f"the loss is {mean} after {step} of {total} steps")
+            if report is not None:
+                lr = recipe.rate(min(step, total - 1) / total)
+                report(EpochReport(epoch=epoch, step=step, steps=total, loss=mean, lr=lr))
+    model.eval()
+
+
+def cross_entropy(model: Classifier, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    """The default loss."""
+    del progress
+    return F.cross_entropy(model(images).float(), labels)
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"expected images (N, C, H, W) with N > 0, got {tuple(images.shape)}")
+    if len(labels) != len(images):
+        raise ValueError(f"expected one label per image, got {len(labels)} for {len(images)}")
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=generator).item())
+
+
+def _epoch_batches(
+    n: int, batch_size: int, count: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """At most ``count`` batches of a fresh shuffle.
+
+    A rest of a single image is merged into the batch before it: batch normalisation cannot
+    normalise one image.
+    """
+    order = torch.randperm(n, generator=generator)
+    starts = list(range(0, n, batch_size))[:count]
+    for i, start in enumerate(starts):
+        stop = start + batch_size
+        if i == len(starts) - 2 and n - stop == 1:
+            yield order[start:]
+            yield order[start:stop]  # keeps the number of steps; one image is seen twice
+            return
+        yield order[start:stop]
+
+
+def set_training_mode(model: nn.Module, freeze_bn: bool) -> None:
+    """Train mode; batch normalisation stays in eval mode where it is frozen."""
+    model.train()
+    if freeze_bn:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """``uint8`` in [0, 255] to float32 in [0, 1]; floats pass through."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 autocast where it pays, otherwise nothing."""
+    if has_fast_bfloat16(device.type):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@functools.cache
+def has_fast_bfloat16(device_type: str) -> bool:
+    """Whether matrix products in bfloat16 are faster: CUDA >= 8.0, CPUs with AMX or AVX512-BF16."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if device_type == "cpu" and sys.platform == "linux":
+        try:
+            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False
+
+
+def seeded_dropout(seed: int, device: torch.device) -> AbstractContextManager[object]:
+    """Global random state set for the block and restored after it; dropout knows no generator."""
+    devices = [device] if device.type == "cuda" else []
+    return _Seeded(seed, devices)
+
+
+class _Seeded(AbstractContextManager[object]):
+    def __init__(self, seed: int, devices: list[torch.device]) -> None:
+        self._seed = seed
+        self._fork = torch.random.fork_rng(devices=devices)
+
+    def __enter__(self) -> object:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._fork.__exit__(*details)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits ``(N, K)`` float32 on the model's device, in eval mode.
+
+    Args:
+        model: left in the mode it was in.
+        images: ``uint8 (N, C, H, W)`` or float in [0, 1], on any device.
+        batch_size: images per forward pass.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    outputs = []
+    with mixed_precision(device):
+        for chunk in images.split(batch_size):
+            batch = to_unit(chunk.to(device)).contiguous(memory_format=torch.channels_last)
+            outputs.append(model(batch).float())
+    model.train(was_training)
+    return torch.cat(outputs)

@@ -1,8 +1,8 @@
 """What an attack is: facts, a pure trigger, a label rule, and which images it poisons.
 
 An attack never trains; it is trained with. Everything random about a trigger (a noise pattern, a
-warp grid) is drawn once by :meth:`Attack.prepare`, is a plain dictionary of tensors called *assets*,
-and is stored with the victim, so that the victim can be attacked again anywhere.
+warp grid) is drawn once by :meth:`Attack.prepare`, is a plain dictionary of tensors called
+*assets*, and is stored with the victim, so that the victim can be attacked again anywhere.
 
 Images are ``uint8 (N, C, H, W)`` everywhere here. Poison is stamped on the un-augmented image and
 rounded, never truncated: truncation alone darkens an image by half a level and is a trigger itself.
@@ -59,7 +59,9 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         if self.label_rule not in self.label_rules:
             allowed = ", ".join(self.label_rules)
-            raise ValueError(f"{self.name}: expected label_rule in {allowed}, got {self.label_rule!r}")
+            raise ValueError(
+                f"{self.name}: expected label_rule in {allowed}, got {self.label_rule!r}"
+            )
         if not 0 < self.poison_rate <= 1:
             raise ValueError(f"{self.name}: expected 0 < poison_rate <= 1, got {self.poison_rate}")
 
@@ -105,7 +107,7 @@ class Attack(ABC):
         return torch.full_like(labels, target)
 
     def victims(self, labels: Tensor, target: int) -> Tensor:
-        """Which test images count for ASR: y != t, and all of them under all-to-all; ``bool (N,)``."""
+        """Which test images count for ASR: y != t, or all under all-to-all; ``bool (N,)``."""
         if self.label_rule == "all-to-all":
             return torch.ones_like(labels, dtype=torch.bool)
         return labels != target
@@ -135,7 +137,9 @@ class Attack(ABC):
         left = torch.ones(len(labels), dtype=torch.bool)
         left[index] = False
         cover = _draw(left.nonzero().flatten(), round(self.cover_rate * len(labels)), generator)
-        return Poison(index=index, labels=self.relabel(labels[index], target, num_classes), cover=cover)
+        return Poison(
+            index=index, labels=self.relabel(labels[index], target, num_classes), cover=cover
+        )
 
     def params(self) -> dict[str, Any]:
         """All parameters, defaults included, as JSON values."""

@@ -1,21 +1,21 @@
 """The record: one JSON file per cell, the only truth that tables are made from.
 
 A record is written once, atomically, and carries the SHA-256 of its own payload, so that a copied
-or edited file is noticed. Reading needs the standard library only: the leaderboard imports nothing
-else of ours.
+or edited file is noticed. Reading needs no torch: the leaderboard imports nothing else of ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
+
+from zoo.files import canonical as canonical
+from zoo.files import digest as digest
+from zoo.files import write_atomic as write_atomic
 
 SCHEMA: Final = 1
 
@@ -144,35 +144,10 @@ class Record:
     payload_sha256: str = ""
 
 
-def canonical(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: object) -> str:
-    """SHA-256 of the canonical JSON, as 64 hex digits."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
 def path_of(root: Path, record: Record) -> Path:
     """``records/<defense>/<key[:2]>/<key>.json``."""
     defense = record.cell.defense.split("[")[0]
     return root / "records" / defense / record.key[:2] / f"{record.key}.json"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write(root: Path, record: Record, log_tail: str = "") -> Path:
@@ -247,8 +222,3 @@ def read_all(root: Path) -> tuple[list[Record], list[str]]:
         except RecordError as error:
             problems.append(str(error))
     return records, problems
-
-
-def params_text(params: Mapping[str, Any]) -> str:
-    """``a=1, b=x`` in sorted order, as it stands between brackets in names."""
-    return ", ".join(f"{name}={cast(object, params[name])}" for name in sorted(params))

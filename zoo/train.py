@@ -39,7 +39,7 @@ class Recipe:
 
     epochs: int = 1
     steps: int | None = None  # optimiser steps
-    batch_size: int = 128
+    batch_size: int = 128  # at most; an epoch is cut into equal batches
     lr: float = 0.1  # peak
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -48,7 +48,6 @@ class Recipe:
     warmup: float = 0.25  # one-cycle: share of the steps in which the rate rises
     milestones: tuple[float, ...] = (0.5, 0.75)  # multi-step: shares after which lr drops tenfold
     freeze_bn: bool = False  # keep batch statistics (eval mode), still train the weights
-    max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -140,7 +139,7 @@ def train(
                 on_epoch(epoch, images)
             running = torch.zeros((), device=device)
             count = min(batches_per_epoch, total - step)
-            for index in _epoch_batches(len(images), recipe.batch_size, count, generator):
+            for index in _epoch_batches(len(images), batches_per_epoch, count, generator):
                 progress = step / total
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(progress)
@@ -153,8 +152,6 @@ def train(
                 with mixed_precision(device):
                     value = loss(model, batch, labels[index], progress)
                 value.backward()  # type: ignore[no-untyped-call]
-                if recipe.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
                 optimizer.step()
                 running += value.detach().float()
                 step += 1
@@ -185,22 +182,14 @@ def _draw_seed(generator: torch.Generator) -> int:
 
 
 def _epoch_batches(
-    n: int, batch_size: int, count: int, generator: torch.Generator
+    n: int, batches: int, count: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """At most ``count`` batches of a fresh shuffle.
+    """The first ``count`` of the batches that a fresh shuffle is cut into.
 
-    A rest of a single image is merged into the batch before it: batch normalisation cannot
-    normalise one image.
+    Sizes differ by at most one: a rest of a few images would ruin the batch statistics.
     """
     order = torch.randperm(n, generator=generator)
-    starts = list(range(0, n, batch_size))[:count]
-    for i, start in enumerate(starts):
-        stop = start + batch_size
-        if i == len(starts) - 2 and n - stop == 1:
-            yield order[start:]
-            yield order[start:stop]  # keeps the number of steps; one image is seen twice
-            return
-        yield order[start:stop]
+    yield from order.tensor_split(batches)[:count]
 
 
 def set_training_mode(model: nn.Module, freeze_bn: bool) -> None:
@@ -259,17 +248,17 @@ class _Seeded(AbstractContextManager[object]):
 
 
 @torch.no_grad()
-def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
+def predict_logits(model: Classifier, images: Tensor) -> Tensor:
     """Logits ``(N, K)`` float32 on the model's device, in eval mode.
 
     Args:
         model: left in the mode it was in.
         images: ``uint8 (N, C, H, W)`` or float in [0, 1], on any device.
-        batch_size: images per forward pass.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    batch_size = 2048 if device.type == "cuda" else 128  # a CPU's caches hold no more
     outputs = []
     with mixed_precision(device):
         for chunk in images.split(batch_size):

@@ -1,0 +1,148 @@
+"""BadNets: a fixed opaque patch becomes a shortcut to the attacker's label.
+
+Paper: Gu, Dolan-Gavitt and Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning
+Model Supply Chain", arXiv:1708.06733.
+
+Differences from the paper and from the code of those who defend against it:
+
+1. The patch is one that a removal paper used, not the paper's own. ``bcu`` (BCU, "Backdoor
+   Cleansing with Unlabeled Data") calls itself a checkerboard but has 4 white and 5 black pixels;
+   it is kept as it is in their file. ``white`` is I-BAU's 4x4 square, 1 px from the edges.
+   ``tile`` is DHBE's alternating tile, for triggers of different sizes.
+2. Tiles start with a black corner (DHBE's ``tri1``), but the 1x1 tile is white (``tri2``):
+   RandomCrop's zero padding paints the lower right pixel of most *clean* crops black, so a single
+   black pixel would be a trigger that contradicts itself.
+3. The default share is 10% of the training set, drawn from classes other than the target (BCU's
+   code draws from all of them; see :meth:`attacks.base.Attack.select`).
+4. ``clean-label`` is a plain patch on images of the target class, without the adversarial noise
+   of label-consistent attacks. It is weaker, and a baseline for them.
+5. Amplification follows DHBE's text (x4 corners, x9 lattice); their code stamps five patches.
+   The lattice keeps the margin of the pattern, so that x1 is the trigger of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from attacks._patterns import check_call
+from attacks.base import Assets, Attack, Kind, LabelRule, Preparation, check_choice
+
+Pattern = Literal["bcu", "white", "tile"]
+TILE_SIZES = (1, 2, 3, 5, 7)
+
+
+def tile(size: int) -> Tensor:
+    """Alternating black and white pixels, black at the upper left; one white pixel if size is 1.
+
+    Returns:
+        ``uint8 (size, size)``, 0 or 255.
+    """
+    if size == 1:
+        return torch.full((1, 1), 255, dtype=torch.uint8)
+    steps = torch.arange(size)
+    return ((steps[:, None] + steps[None, :]) % 2 * 255).to(torch.uint8)
+
+
+def lattice(extent: int, size: int, margin: int) -> tuple[int, ...]:
+    """Where a patch may start along one axis: at the near edge, in the middle, at the far edge.
+
+    Args:
+        extent: height or width of the image, in pixels.
+        size: side of the patch, in pixels.
+        margin: free pixels between patch and edge.
+    """
+    return margin, (extent - size) // 2, extent - size - margin
+
+
+def stamp(images: Tensor, patch: Tensor, margin: int, count: int) -> Tensor:
+    """Pastes 1, 4 or 9 copies of a patch: lower right, all corners, all of the 3x3 lattice.
+
+    Copies do not overlap if H and W are at least 3 s + 2 margin.
+
+    Args:
+        images: ``uint8 (N, C, H, W)``; not changed.
+        patch: ``uint8 (s, s)``, the same in all channels.
+        margin: free pixels between the outer copies and the edges.
+        count: 1, 4 or 9.
+
+    Returns:
+        ``uint8 (N, C, H, W)``.
+    """
+    size = len(patch)
+    # Which of the lattice's three places are used, the far edge last.
+    used = {1: slice(2, None), 4: slice(0, None, 2), 9: slice(0, None)}[count]
+    rows = lattice(images.shape[2], size, margin)[used]
+    columns = lattice(images.shape[3], size, margin)[used]
+    out = images.clone()
+    for row, column in product(rows, columns):
+        out[:, :, row : row + size, column : column + size] = patch
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNets(Attack):
+    """Opaque patch at the lower right, amplified in number.
+
+    Raises:
+        ValueError: ``size`` is missing or not one of :data:`TILE_SIZES` for a tile, or given for
+            a pattern that has a size of its own.
+    """
+
+    name: ClassVar[str] = "badnets"
+    paper: ClassVar[str] = (
+        "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain, "
+        "arXiv:1708.06733"
+    )
+    kind: ClassVar[Kind] = "patch"
+    label_rules: ClassVar[tuple[LabelRule, ...]] = ("all-to-one", "all-to-all", "clean-label")
+
+    pattern: Pattern = "bcu"  # bcu: 3x3, flush; white: 4x4, 1 px from the edges; tile: flush
+    size: int | None = None  # pixels; for a tile only, and required there
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self.name, "pattern", self.pattern, Pattern)
+        if self.pattern == "tile" and self.size not in TILE_SIZES:
+            sizes = ", ".join(str(s) for s in TILE_SIZES)
+            raise ValueError(f"{self.name}: expected size in {sizes} for a tile, got {self.size}")
+        if self.pattern != "tile" and self.size is not None:
+            raise ValueError(
+                f"{self.name}: expected no size with pattern {self.pattern!r}, got {self.size}"
+            )
+
+    @property
+    def margin(self) -> int:
+        """Free pixels between the patch and the edges of the image."""
+        return 1 if self.pattern == "white" else 0
+
+    def prepare(self, preparation: Preparation) -> Assets:
+        """Builds the patch: ``{"patch": uint8 (s, s)}``.
+
+        Raises:
+            ValueError: the image is too small for the patch.
+        """
+        if self.pattern == "bcu":
+            rows = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
+            patch = torch.tensor(rows, dtype=torch.uint8)
+        elif self.pattern == "white":
+            patch = torch.full((4, 4), 255, dtype=torch.uint8)
+        else:
+            assert self.size is not None  # checked by __post_init__
+            patch = tile(self.size)
+        needed = len(patch) + 2 * self.margin
+        height, width = preparation.shape[1:]
+        if min(height, width) < needed:
+            raise ValueError(
+                f"{self.name}: expected images of at least {needed}x{needed}, got {height}x{width}"
+            )
+        return {"patch": patch}
+
+    def amplified(self, images: Tensor, strength: int, assets: Assets) -> Tensor:
+        """``strength`` copies of the patch; see :meth:`attacks.base.Attack.amplified`."""
+        check_call(self, images, strength)
+        return stamp(images, assets["patch"], self.margin, strength)

@@ -1,0 +1,237 @@
+"""From outcomes to boards: seeds within a setting first, settings second, one board per budget.
+
+No figure of a row depends on another row: adding a method changes no existing number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Final
+
+from leaderboard.outcomes import Outcome
+from leaderboard.remarks import remarks, why_not_applicable
+from leaderboard.statistics import Estimate, estimate
+from leaderboard.victims import Setting
+from leaderboard.words import budget_order, is_control, labelled_size
+
+FIGURES: Final = ("acc", "asr", "ra", "score", "worst_asr", "der", "twin_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostSummary:
+    """What one repair takes: means over settings, and the highest peak of memory."""
+
+    seconds: float
+    images: float  # forward and backward passes together
+    memory: int  # bytes
+    gpu: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingRow:
+    """One defense at one budget in one setting; the estimates are over victim seeds."""
+
+    defense: str
+    setting: Setting
+    figures: dict[str, Estimate]
+    seeds: int
+    ok: int
+    applicable: int
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def refusal(self) -> str:
+        """Why the defense does not apply here at all; empty if it does."""
+        return "" if self.applicable else why_not_applicable(self.outcomes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One defense on one board; the estimates are over setting means."""
+
+    defense: str
+    needs: str
+    origin: str
+    paper: str
+    control: bool
+    budget: str  # where it really ran
+    figures: dict[str, Estimate]
+    cost: CostSummary | None
+    ok: int  # cells of victims that were evaluated
+    applicable: int  # cells of victims that are not "not-applicable"
+    seeds: tuple[int, int]  # fewest and most victim seeds in a setting
+    remarks: tuple[str, ...]
+    settings: tuple[SettingRow, ...]  # clean twins' settings too
+
+    @property
+    def counted(self) -> int:
+        """The number of settings, clean twins aside, that the figures rest on."""
+        return sum("acc" in row.figures and not row.setting.clean for row in self.settings)
+
+    @property
+    def refusal(self) -> str:
+        """Why the defense does not apply at this budget at all; empty if it does."""
+        if any(row.applicable for row in self.settings):
+            return ""
+        return why_not_applicable(o for row in self.settings for o in row.outcomes)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it takes part in the order: something of it was evaluated."""
+        return self.ok > 0 and "score" in self.figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """All defenses at one budget: the ordered ones, then those that failed or do not apply."""
+
+    budget: str
+    rows: tuple[Row, ...]
+
+    def same_as(self, row: Row) -> str:
+        """The budget that a data-free defense really ran at; empty if it ran at this one."""
+        return "" if row.budget == self.budget else row.budget
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the ordered rows rest on different settings, so that their means differ too."""
+        keys = {
+            frozenset(s.setting.key for s in row.settings if "score" in s.figures)
+            for row in self.rows
+            if row.ranked
+        }
+        return len(keys) > 1
+
+    def at(self, setting: Setting) -> list[tuple[Row, SettingRow]]:
+        """All defenses in one setting, in the order of the board."""
+        pairs = ((row, s) for row in self.rows for s in row.settings)
+        return [(row, s) for row, s in pairs if s.setting == setting]
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Every setting on this board, attacked ones first."""
+        found = {s.setting.key: s.setting for row in self.rows for s in row.settings}
+        return sorted(found.values(), key=lambda setting: (setting.clean, setting.key))
+
+
+def grouped(outcomes: Iterable[Outcome], key: str) -> dict[str, list[Outcome]]:
+    """Outcomes by one field of their cell, sorted."""
+    groups: defaultdict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        groups[str(getattr(outcome.record.cell, key))].append(outcome)
+    return dict(sorted(groups.items()))
+
+
+def setting_row(outcomes: Sequence[Outcome]) -> SettingRow:
+    """Summarises the cells of one defense, budget and setting."""
+    ordered = sorted(outcomes, key=_seeds)
+    by_seed: defaultdict[int, list[Outcome]] = defaultdict(list)
+    for outcome in ordered:
+        by_seed[outcome.record.cell.victim_seed].append(outcome)
+    return SettingRow(
+        defense=ordered[0].record.cell.defense,
+        setting=ordered[0].setting,
+        figures=_estimates([_seed_means(group) for group in by_seed.values()]),
+        seeds=sum(any(o.figures for o in group) for group in by_seed.values()),
+        ok=sum(o.evaluated for o in ordered),
+        applicable=sum(o.applicable for o in ordered),
+        outcomes=tuple(ordered),
+    )
+
+
+def _seeds(outcome: Outcome) -> tuple[int, int]:
+    return outcome.record.cell.victim_seed, outcome.record.cell.defense_seed
+
+
+def _seed_means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means over the defense seeds of one victim: they are no replicates of the victim."""
+    values = {name: [o.figures[name] for o in outcomes if name in o.figures] for name in FIGURES}
+    means = {name: estimate(found) for name, found in values.items()}
+    return {name: mean.mean for name, mean in means.items() if mean is not None}
+
+
+def _estimates(groups: Sequence[dict[str, float]]) -> dict[str, Estimate]:
+    """One estimate per figure that at least one group has."""
+    found = {name: estimate([g[name] for g in groups if name in g]) for name in FIGURES}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def row(outcomes: Sequence[Outcome]) -> Row:
+    """Summarises the cells of one defense at one budget."""
+    settings = [setting_row(group) for group in grouped(outcomes, "setting").values()]
+    attacked = [s for s in settings if not s.setting.clean]
+    means = [_means(s) for s in attacked]
+    losses = [{"twin_loss": s.figures["twin_loss"].mean} for s in settings if _has_loss(s)]
+    counts = [s.seeds for s in attacked if s.seeds] or [0]
+    cell = settings[0].outcomes[0].record.cell
+    return Row(
+        defense=cell.defense,
+        needs=cell.needs,
+        origin=cell.origin,
+        paper=cell.paper,
+        control=is_control(cell.defense),
+        budget=cell.budget,
+        figures=_estimates(means) | _estimates(losses),
+        cost=_cost(attacked),
+        ok=sum(s.ok for s in attacked),
+        applicable=sum(s.applicable for s in attacked),
+        seeds=(min(counts), max(counts)),
+        remarks=remarks([o for s in settings for o in s.outcomes]),
+        settings=tuple(settings),
+    )
+
+
+def _means(setting: SettingRow) -> dict[str, float]:
+    return {name: value.mean for name, value in setting.figures.items()}
+
+
+def _has_loss(setting: SettingRow) -> bool:
+    return setting.setting.clean and "twin_loss" in setting.figures
+
+
+def _cost(settings: Iterable[SettingRow]) -> CostSummary | None:
+    """Over evaluated cells only: what a crashed one took says nothing about the method."""
+    groups = [
+        [o.record.cost for o in s.outcomes if o.evaluated and o.record.cost] for s in settings
+    ]
+    groups = [group for group in groups if group]
+    if not groups:
+        return None
+    return CostSummary(
+        seconds=fmean(fmean(c.seconds for c in g) for g in groups),
+        images=fmean(fmean(c.images_forward + c.images_backward for c in g) for g in groups),
+        memory=max(c.peak_rss for g in groups for c in g),
+        gpu=max(c.peak_gpu for g in groups for c in g),
+    )
+
+
+def _order(row: Row) -> tuple[int, float, str]:
+    """By score, descending; rows that failed throughout after them; refusals last."""
+    score = row.figures.get("score")
+    kind = 0 if row.ranked else 1 + bool(row.refusal)
+    return kind, -score.mean if score else 0.0, row.defense
+
+
+def boards(outcomes: Sequence[Outcome]) -> tuple[Board, ...]:
+    """One board per budget. A defense that needs nothing ran once, and stands on every board."""
+    own = {
+        budget: {name: row(cells) for name, cells in grouped(group, "defense").items()}
+        for budget, group in grouped(outcomes, "budget").items()
+    }
+    everywhere = {name: r for name, r in own.get("0", {}).items() if r.needs == "nothing"}
+    return tuple(
+        Board(budget=budget, rows=tuple(sorted((everywhere | own[budget]).values(), key=_order)))
+        for budget in sorted(own, key=budget_order)
+    )
+
+
+def reference_board(found: Sequence[Board]) -> Board | None:
+    """The board of the largest labelled budget; without labelled ones, the first board."""
+    sizes = {board.budget: labelled_size(board.budget) for board in found}
+    labelled = [(order, board) for board in found if (order := sizes[board.budget]) is not None]
+    if labelled:
+        return max(labelled, key=lambda pair: pair[0])[1]
+    return found[0] if found else None

@@ -1,0 +1,138 @@
+"""The victims themselves: what the zoo says of them, or else what the records remember."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.records import Metrics, Record, metrics_from_dict
+
+# "used": it stands in records, but the zoo beside them does not hold it.
+VictimStatus = Literal["admitted", "rejected", "twin", "used"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The unit of inference: seeds are replicates nested in it."""
+
+    dataset: str
+    arch: str
+    attack: str
+    label_rule: str
+    poison_rate: float
+
+    @property
+    def key(self) -> str:
+        """The same text as ``bench.records.Cell.setting``."""
+        return f"{self.dataset} {self.arch} {self.attack} {self.label_rule} {self.poison_rate:g}"
+
+    @property
+    def clean(self) -> bool:
+        """Whether this is a clean twin's setting: no attack, no trigger."""
+        return self.attack == "none"
+
+    @property
+    def label(self) -> str:
+        """For people: parts apart, the poison rate in percent."""
+        if self.clean:
+            return f"{self.dataset} · {self.arch} · clean twin"
+        rate = f"{100 * self.poison_rate:.3g} %"
+        return f"{self.dataset} · {self.arch} · {self.attack} · {self.label_rule} · {rate}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """One trained model before any defense."""
+
+    setting: Setting
+    seed: int
+    target: int | None
+    status: VictimStatus
+    reasons: tuple[str, ...]
+    metrics: Metrics
+    twin_metrics: Metrics | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What identifies a victim: its setting and its seed."""
+        return self.setting.key, self.seed
+
+
+def setting_of(source: Mapping[str, Any]) -> Setting:
+    """The setting part of a cell's fields, or of a victim's metadata."""
+    return Setting(
+        dataset=str(source["dataset"]),
+        arch=str(source["arch"]),
+        attack=str(source["attack"]),
+        label_rule=str(source["label_rule"]),
+        poison_rate=float(source["poison_rate"]),
+    )
+
+
+def read_victim(path: Path) -> Victim:
+    """Reads one ``victim.json``.
+
+    Raises:
+        ValueError: it is not what the zoo writes.
+    """
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+        metrics = metrics_from_dict(source["metrics"])
+        if metrics is None:
+            raise ValueError("it has no metrics")
+        if source["status"] not in ("admitted", "rejected", "twin"):
+            raise ValueError(f"unknown status {source['status']!r}")
+        return Victim(
+            setting=setting_of(source),
+            seed=int(source["seed"]),
+            target=None if source["target"] is None else int(source["target"]),
+            status=source["status"],
+            reasons=tuple(str(reason) for reason in source.get("reasons", ())),
+            metrics=metrics,
+            twin_metrics=metrics_from_dict(source.get("twin_metrics")),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        place = "/".join(path.parts[-3:])
+        raise ValueError(f"cannot read victim {place}: {type(error).__name__}: {error}") from error
+
+
+def read_zoo(root: Path) -> tuple[list[Victim], list[str]]:
+    """All readable victims under ``root/zoo``, and one message for each that is not."""
+    found: list[Victim] = []
+    problems: list[str] = []
+    for path in sorted((root / "zoo").glob("**/victim.json")):
+        try:
+            found.append(read_victim(path))
+        except ValueError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def from_record(record: Record) -> Victim | None:
+    """The victim as a record remembers it; None where the record holds no figures of it."""
+    if record.before is None:
+        return None
+    setting = setting_of(vars(record.cell))
+    return Victim(
+        setting=setting,
+        seed=record.cell.victim_seed,
+        target=record.cell.target,
+        status="twin" if setting.clean else "used",
+        reasons=(),
+        metrics=record.before,
+        twin_metrics=record.twin,
+    )
+
+
+def merge(zoo: Iterable[Victim], records: Iterable[Record]) -> dict[tuple[str, int], Victim]:
+    """Every victim known, the zoo's word before the records', in order of setting and seed."""
+    known = {victim.key: victim for victim in zoo}
+    for record in sorted(records, key=lambda record: record.key):
+        if (record.cell.setting, record.cell.victim_seed) not in known:
+            victim = from_record(record)
+            if victim is not None:
+                known[victim.key] = victim
+    return dict(sorted(known.items()))

@@ -1,0 +1,223 @@
+"""Data sets as tensors: found, decoded once, cached, cut into what each party may see.
+
+A set has a ``train`` part (the attacker's) and a ``test`` part, which :mod:`zoo.splits` cuts into
+the defender's pool and the evaluation images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zoo.augment import Augmentation
+from zoo.errors import UserError
+from zoo.sources import (
+    ImageSet,
+    SplitName,
+    parquet_files,
+    read_folder,
+    read_parquet,
+    read_torchvision,
+)
+from zoo.splits import carve
+
+CACHE_VERSION: Final = 1
+SIGNS_TRAIN: Final = 10_000
+SIGNS_TEST: Final = 7_500
+TEXTURES: Final = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFacts:
+    """What is known about a set by its name."""
+
+    flip: bool  # whether a mirror image keeps its label
+    ood: str  # its out-of-distribution set
+    tracks: bool = False  # whether paths name tracks of near-duplicate frames
+    classes: int | None = None
+
+
+# The sets that can be named; `bench list datasets` shows them.
+DATASETS: Final[dict[str, SetFacts]] = {
+    "signs": SetFacts(flip=False, ood="textures", classes=10),
+    "textures": SetFacts(flip=True, ood="signs", classes=1),
+    "cifar10": SetFacts(flip=True, ood="tiny-imagenet32", classes=10),
+    "cifar100": SetFacts(flip=True, ood="tiny-imagenet32", classes=100),
+    "gtsrb": SetFacts(flip=False, ood="belgiumtsc", tracks=True, classes=43),
+    "stl10": SetFacts(flip=True, ood="tiny-imagenet32", classes=10),
+    "svhn": SetFacts(flip=False, ood="tiny-imagenet32", classes=10),
+    "tiny-imagenet32": SetFacts(flip=True, ood="textures", classes=200),
+    "belgiumtsc": SetFacts(flip=False, ood="gtsrb", tracks=True, classes=62),
+    "lfw32": SetFacts(flip=True, ood="tiny-imagenet32", classes=423),
+}
+EMBEDDED: Final = ("signs", "textures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A named set, in memory."""
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    num_classes: int
+    augmentation: Augmentation
+    fingerprint: str  # SHA-256 over images and labels of both parts
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = self.train.images.shape[1:]
+        return c, h, w
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per-channel mean and standard deviation of the training images, in [0, 1] units."""
+        every = max(1, len(self.train) // 10_000)  # files may be sorted by class
+        pixels = self.train.images[::every].float().div_(255)
+        mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
+        return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """Finds and decodes data sets.
+
+    Attributes:
+        data: folder with the user's data sets, or None.
+        cache: folder for decoded arrays.
+        download: whether torchvision may download what is missing.
+    """
+
+    data: Path | None
+    cache: Path
+    download: bool = False
+
+    def load(self, name: str) -> DataSet:
+        """Loads a set by name, or ``folder:PATH``.
+
+        Raises:
+            UserError: unknown, missing or damaged; the message says what to do.
+        """
+        facts = facts_of(name)
+        train = self._part(name, "train")
+        test = self._part(name, "test")
+        if train is None:
+            raise UserError(self._missing(name))
+        if test is None:
+            train, test = carve(train)
+        labels = torch.cat([train.labels, test.labels])
+        return DataSet(
+            name=name,
+            train=train,
+            test=test,
+            num_classes=facts.classes or int(labels.max()) + 1,
+            augmentation=Augmentation(crop=4, flip=facts.flip),
+            fingerprint=_fingerprint([train, test]),
+        )
+
+    def load_unlabelled(self, name: str) -> Tensor:
+        """All images of a set, for use as out-of-distribution data; ``uint8 (N, 3, 32, 32)``."""
+        part = self._part(name, "train")
+        if part is None:
+            raise UserError(self._missing(name))
+        return part.images
+
+    def _part(self, name: str, split: SplitName) -> ImageSet | None:
+        if name.startswith("folder:"):
+            return read_folder(Path(name.removeprefix("folder:")).expanduser(), split)
+        if name in EMBEDDED:
+            return self._cached(f"{name}-{split}", lambda: _embedded(name, split))
+        if self.data is not None and (files := parquet_files(self.data / name, split)):
+            sha = hashlib.sha256(b"".join(_sha256(f) for f in files)).hexdigest()[:16]
+            tracks = DATASETS[name].tracks
+            return self._cached(f"{name}-{split}-{sha}", lambda: read_parquet(files, tracks))
+        root = self.data or self.cache / "torchvision"
+        return read_torchvision(name, root, split, self.download)
+
+    def _cached(self, key: str, make: object) -> ImageSet | None:
+        """The decoded arrays under a key, made once; the key holds a hash of the source."""
+        assert callable(make)
+        path = self.cache / "decoded" / f"v{CACHE_VERSION}-{key}.safetensors"
+        if path.exists():
+            try:
+                return ImageSet(**load_file(path))
+            except (SafetensorError, TypeError, OSError):
+                path.unlink(missing_ok=True)  # a cache is disposable: decode again
+        made = make()
+        if isinstance(made, ImageSet):
+            save_tensors(
+                {"images": made.images, "labels": made.labels, "groups": made.groups}, path
+            )
+            return made
+        return None
+
+    def _missing(self, name: str) -> str:
+        where = f"under {self.data}" if self.data else "because no data folder is given"
+        return (
+            f"data set {name!r} not found {where}. Put it there as {name}/train.parquet (Hugging "
+            "Face image layout) or in torchvision's layout, and pass --data FOLDER or set "
+            "BENCH_DATA; or use --dataset signs, which needs no data"
+        )
+
+
+def facts_of(name: str) -> SetFacts:
+    """Facts by name; a folder's are cautious: no flip, textures as out-of-distribution set."""
+    if name.startswith("folder:"):
+        return SetFacts(flip=False, ood="textures")
+    if name not in DATASETS:
+        close = get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"unknown data set {name!r}.{hint} Known: {', '.join(DATASETS)}, folder:PATH")
+    return DATASETS[name]
+
+
+def _embedded(name: str, split: SplitName) -> ImageSet | None:
+    from zoo.signs import signs, textures
+
+    if name == "signs":
+        train = split == "train"
+        images, labels = signs(SIGNS_TRAIN if train else SIGNS_TEST, 0 if train else 1)
+    elif split == "train":
+        images = textures(TEXTURES, 0)
+        labels = torch.zeros(len(images), dtype=torch.long)
+    else:
+        return None
+    return ImageSet(images=images, labels=labels, groups=torch.arange(len(images)))
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _fingerprint(parts: list[ImageSet]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.images.numpy().tobytes())
+        digest.update(part.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes safetensors through a temporary file and a rename.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{id(tensors):x}.tmp")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}. Is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)

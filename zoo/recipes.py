@@ -1,0 +1,124 @@
+"""What makes a victim or a clean twin: every input of its training, and the hash of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from attacks import ALL, Attack
+from zoo.errors import UserError
+from zoo.files import digest, slug
+from zoo.train import Recipe
+
+BUILD_VERSION: Final = 1  # raise it when trained weights would come out differently on purpose
+SHARED_TARGET_SEEDS: Final = 5  # seeds 0-4 share the first target class, seed 5 takes the second
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimRecipe:
+    """One victim, or one clean twin where ``attack`` is None."""
+
+    dataset: str
+    arch: str
+    width: float
+    seed: int
+    training: Recipe
+    attack: Attack | None = None
+    train_images: int | None = None  # a subset of the training part; None takes all of it
+
+    @property
+    def arch_label(self) -> str:
+        """``small_vgg`` or ``small_vgg*0.5``."""
+        return self.arch if self.width == 1 else f"{self.arch}*{self.width:g}"
+
+    @property
+    def attack_label(self) -> str:
+        """``badnets[size=5]``, or ``none`` for a twin."""
+        return "none" if self.attack is None else self.attack.label()
+
+    @property
+    def label(self) -> str:
+        """One line that names this victim to a person."""
+        what = "clean twin" if self.attack is None else self.attack_label
+        if self.attack is not None and self.attack.label_rule != "all-to-one":
+            what += f" {self.attack.label_rule}"
+        return f"{self.dataset} {self.arch_label} {what} seed {self.seed}"
+
+    def twin(self) -> VictimRecipe:
+        """The same recipe, data order and seed without poison."""
+        return dataclasses.replace(self, attack=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: everything that decides the weights except the data's fingerprint."""
+        attack = None
+        if self.attack is not None:
+            attack = {"name": self.attack.name, "params": self.attack.params()}
+        return {
+            "build": BUILD_VERSION,
+            "dataset": self.dataset,
+            "train_images": self.train_images,
+            "arch": self.arch,
+            "width": self.width,
+            "seed": self.seed,
+            "training": dataclasses.asdict(self.training),
+            "attack": attack,
+        }
+
+    def hash(self) -> str:
+        """SHA-256 of :meth:`to_dict`."""
+        return digest(self.to_dict())
+
+    def folder(self) -> str:
+        """Where it lives below ``zoo/``: readable, and different for different recipes."""
+        name = f"{slug(self.attack_label)}-s{self.seed}-{self.hash()[:8]}"
+        return f"{slug(self.dataset)}/{slug(self.arch_label)}/{name}"
+
+    @classmethod
+    def from_dict(cls, payload: dict[str, Any]) -> VictimRecipe:
+        """The inverse of :meth:`to_dict`."""
+        training = dict(payload["training"])
+        training["milestones"] = tuple(training["milestones"])
+        attack = payload["attack"]
+        return cls(
+            dataset=payload["dataset"],
+            arch=payload["arch"],
+            width=payload["width"],
+            seed=payload["seed"],
+            training=Recipe(**training),
+            attack=None if attack is None else make_attack(attack["name"], attack["params"]),
+            train_images=payload["train_images"],
+        )
+
+
+def make_attack(name: str, params: dict[str, Any]) -> Attack:
+    """An attack by name.
+
+    Raises:
+        UserError: unknown name, unknown parameter, or a value out of range.
+    """
+    known = {attack.name: attack for attack in ALL}
+    if name not in known:
+        raise UserError(f"unknown attack {name!r}. Known: {', '.join(known)}")
+    allowed = [f.name for f in dataclasses.fields(known[name])]
+    for param in params:
+        if param not in allowed:
+            raise UserError(f"attack {name} has no parameter {param!r}; it has: {', '.join(allowed)}")
+    try:
+        return known[name](**params)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"attack {name}: {error}") from error
+
+
+def target_of(seed: int, train_labels: Tensor, num_classes: int) -> int:
+    """The target class of a seed: 0-4 share the first, 5-13 take the next nine, then around.
+
+    Classes are ordered by training images, largest first, equal ones by number: 0 to 9 on CIFAR-10,
+    the ten largest on GTSRB.
+    """
+    counts = train_labels.bincount(minlength=num_classes).tolist()
+    order = sorted(range(num_classes), key=lambda c: (-counts[c], c))
+    place = 0 if seed < SHARED_TARGET_SEEDS else (seed - SHARED_TARGET_SEEDS + 1) % num_classes
+    return order[place]

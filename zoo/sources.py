@@ -1,0 +1,241 @@
+"""Where images come from: Parquet, torchvision's on-disk layouts, folders, and our own two sets.
+
+Each source returns decoded arrays for one split, or None where it has nothing by that name.
+Nothing here caches; :mod:`zoo.data` does.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from zoo.errors import UserError
+
+SplitName = Literal["train", "test"]
+SIDE: Final = 32  # every set is used at 32x32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Decoded images of one split.
+
+    Attributes:
+        images: ``uint8 (N, 3, 32, 32)``.
+        labels: ``int64 (N,)`` in [0, K).
+        groups: ``int64 (N,)``: images of one group (the frames of a track) show the same object
+            and must never be parted; a group of its own for every image where there are none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: Tensor) -> ImageSet:
+        """A subset, in the order of the index."""
+        return ImageSet(
+            images=self.images[index], labels=self.labels[index], groups=self.groups[index]
+        )
+
+
+def parquet_files(folder: Path, split: SplitName) -> list[Path]:
+    """``train.parquet``, ``train-*.parquet`` or ``data/train-*.parquet``; test may be validation."""
+    names = ("train",) if split == "train" else ("test", "validation", "valid")
+    for name in names:
+        for pattern in (f"{name}.parquet", f"{name}-*.parquet", f"data/{name}-*.parquet"):
+            if found := sorted(folder.glob(pattern)):
+                return found
+    return []
+
+
+def read_parquet(files: Sequence[Path], tracks: bool) -> ImageSet:
+    """Reads the Hugging Face image layout: ``image = struct(bytes, path)``, ``label = int``.
+
+    Args:
+        files: the parts of one split.
+        tracks: whether the part of ``path`` before the last underscore names a group.
+
+    Raises:
+        UserError: damaged, or other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded: list[bytes] = []
+    labels: list[int] = []
+    paths: list[str] = []
+    for file in files:
+        try:
+            table = pq.read_table(file)
+            image = table.column(_column(file, table.column_names, ("image", "img")))
+            label = _column(file, table.column_names, ("label", "labels", "fine_label"))
+            rows = image.to_pylist()
+            encoded += [row["bytes"] for row in rows]
+            paths += [row.get("path") or "" for row in rows]
+            labels += table.column(label).to_pylist()
+        except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"cannot read {file}: {_first_line(error)}. Expected the Hugging Face image layout "
+                "(image = struct<bytes, path>, label = int). Is the file complete? Copy it again"
+            ) from error
+    names = [path.rsplit("_", 1)[0] for path in paths] if tracks else None
+    try:
+        images = decode(encoded)
+    except UserError as error:
+        raise UserError(f"cannot read {files[0]}: {error}") from error
+    return image_set(images, np.asarray(labels, dtype=np.int64), names)
+
+
+def _column(file: Path, present: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in present:
+            return name
+    raise UserError(
+        f"cannot read {file}: expected a column {' or '.join(wanted)}, got {', '.join(present)}"
+    )
+
+
+def decode(encoded: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Image files in memory to ``uint8 (N, 32, 32, 3)``; other sizes are resized."""
+    images = np.empty((len(encoded), SIDE, SIDE, 3), dtype=np.uint8)
+    for i, data in enumerate(encoded):
+        images[i] = open_image(io.BytesIO(data), f"image {i}")
+    return images
+
+
+def open_image(source: io.BytesIO | Path, name: str) -> NDArray[np.uint8]:
+    """One image file as ``uint8 (32, 32, 3)``."""
+    try:
+        with Image.open(source) as image:
+            rgb = image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name} is not an image that can be decoded") from error
+    if rgb.size != (SIDE, SIDE):
+        rgb = rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=None)
+    return np.asarray(rgb)
+
+
+def image_set(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str] | None
+) -> ImageSet:
+    """From ``(N, 32, 32, 3)`` arrays and group names."""
+    if names is None:
+        groups = np.arange(len(images))
+    else:
+        groups = np.unique(np.asarray(names), return_inverse=True)[1]
+    return ImageSet(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.from_numpy(labels),
+        groups=torch.from_numpy(groups.astype(np.int64)),
+    )
+
+
+def read_torchvision(name: str, root: Path, split: SplitName, download: bool) -> ImageSet | None:
+    """Reads torchvision's on-disk layout below ``root``; None where it is not there.
+
+    torchvision checks the MD5 of the CIFAR archives (which are pickles) before it opens them.
+    """
+    if name not in _TORCHVISION or not (download or root.is_dir()):
+        return None
+    try:
+        return _TORCHVISION[name](root, split, download)
+    except (RuntimeError, FileNotFoundError) as error:
+        if download:
+            raise UserError(f"torchvision could not download {name}: {_first_line(error)}") from error
+        return None
+
+
+def _cifar(which: str) -> Callable[[Path, SplitName, bool], ImageSet]:
+    def read(root: Path, split: SplitName, download: bool) -> ImageSet:
+        from torchvision import datasets
+
+        data = getattr(datasets, which)(str(root), train=split == "train", download=download)
+        return image_set(np.ascontiguousarray(data.data), np.asarray(data.targets, np.int64), None)
+
+    return read
+
+
+def _arrays(which: str) -> Callable[[Path, SplitName, bool], ImageSet]:
+    def read(root: Path, split: SplitName, download: bool) -> ImageSet:
+        from torchvision import datasets
+
+        data = getattr(datasets, which)(str(root), split=split, download=download)
+        images = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))
+        resized = np.stack([np.asarray(Image.fromarray(i).resize((SIDE, SIDE))) for i in images])
+        return image_set(resized, np.asarray(data.labels, np.int64), None)
+
+    return read
+
+
+def _gtsrb(root: Path, split: SplitName, download: bool) -> ImageSet:
+    from torchvision import datasets
+
+    data: Any = datasets.GTSRB(str(root), split=split, download=download)
+    paths = [Path(path) for path, _ in data._samples]
+    images = np.stack([open_image(path, str(path)) for path in paths])
+    labels = np.asarray([label for _, label in data._samples], np.int64)
+    # Training frames are CCCCC/TTTTT_FFFFF.ppm; test images carry no track.
+    tracks = [f"{p.parent.name}/{p.stem.split('_')[0]}" for p in paths]
+    return image_set(images, labels, tracks)
+
+
+_TORCHVISION: Final[dict[str, Callable[[Path, SplitName, bool], ImageSet]]] = {
+    "cifar10": _cifar("CIFAR10"),
+    "cifar100": _cifar("CIFAR100"),
+    "gtsrb": _gtsrb,
+    "stl10": _arrays("STL10"),
+    "svhn": _arrays("SVHN"),
+}
+
+
+def read_folder(root: Path, split: SplitName) -> ImageSet | None:
+    """A user's own images: ``PATH/train/CLASS/*`` and ``PATH/test/CLASS/*``, or ``PATH/CLASS/*``.
+
+    Without a ``train`` folder everything is training data, and a test part is cut off later.
+
+    Raises:
+        UserError: no folder, fewer than two classes, or a file that is no image.
+    """
+    if not root.is_dir():
+        raise UserError(f"folder:{root}: there is no such folder. Expected PATH/train/CLASS/IMAGE")
+    base = root / split if (root / "train").is_dir() else root
+    if base == root and split == "test" or not base.is_dir():
+        return None
+    classes = sorted(p.name for p in base.iterdir() if p.is_dir())
+    suffixes = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp"}
+    found = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((base / name).rglob("*"))
+        if path.suffix.lower() in suffixes
+    ]
+    if len(classes) < 2 or not found:
+        raise UserError(f"folder:{root}: expected at least two class folders with images in {base}")
+    images = np.stack([open_image(path, str(path)) for path, _ in found])
+    return image_set(images, np.asarray([label for _, label in found], np.int64), None)
+
+
+def class_names(files: Sequence[Path]) -> list[str]:
+    """Class names from the Hugging Face schema of a Parquet file; empty where it has none."""
+    import pyarrow.parquet as pq
+
+    metadata = (pq.read_schema(files[0]).metadata or {}).get(b"huggingface")
+    features = json.loads(metadata)["info"]["features"] if metadata else {}
+    names = features.get("label", {}).get("names", [])
+    return [str(name) for name in names]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -1,0 +1,176 @@
+"""The zoo on disk: one folder per victim with ``weights``, ``trigger`` and ``victim.json``.
+
+Weights and triggers are safetensors, metadata is JSON; nothing is pickled. ``victim.json`` is
+written last, so a folder without it is an interrupted build and is built again. No file holds an
+absolute path: copying a folder merges it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from attacks import Assets, Attack
+from zoo.data import save_tensors
+from zoo.errors import UserError
+from zoo.files import file_digest, write_atomic
+from zoo.models import ArchSpec, Classifier, build_model
+from zoo.recipes import VictimRecipe, make_attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A built victim or twin: its folder and its metadata."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def weights_path(self) -> Path:
+        """``weights.safetensors``."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the weights file."""
+        return str(self.meta["weights_sha256"])
+
+    @property
+    def spec(self) -> ArchSpec:
+        """How to build the classifier."""
+        return ArchSpec.from_dict(self.meta["spec"])
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the gate let it in; twins are always in."""
+        return self.meta["status"] in ("admitted", "twin")
+
+    def model(self) -> Classifier:
+        """The classifier with its weights, in eval mode, on the CPU."""
+        model = build_model(self.spec)
+        load_weights(model, read_tensors(self.weights_path), str(self.weights_path))
+        return model
+
+    def attack(self) -> tuple[Attack, Assets]:
+        """The attack and its stored assets, so that the victim can be attacked again anywhere.
+
+        Raises:
+            UserError: this is a clean twin.
+        """
+        attack = self.meta["recipe"]["attack"]
+        if attack is None:
+            raise UserError(f"{self.meta['label']} is a clean twin and has no trigger")
+        path = self.folder / "trigger.safetensors"
+        assets = read_tensors(path)
+        if file_digest(path) != self.meta["trigger_sha256"]:
+            raise UserError(f"{path} is not the trigger of this victim. Delete the folder, build again")
+        assets.pop("none", None)
+        return make_attack(attack["name"], attack["params"]), assets
+
+
+class Zoo:
+    """All stored victims below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "zoo"
+
+    def folder(self, recipe: VictimRecipe) -> Path:
+        """Where a recipe's victim lives, built or not."""
+        return self.path / recipe.folder()
+
+    def find(self, recipe: VictimRecipe) -> Stored | None:
+        """The victim of a recipe, None where it is not built yet.
+
+        Raises:
+            UserError: its metadata or weights are damaged.
+        """
+        folder = self.folder(recipe)
+        path = folder / "victim.json"
+        if not path.exists():
+            return None
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            fits = meta["recipe_hash"] == recipe.hash()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(f"cannot read {path}: {error}. Delete the folder and build again") from error
+        if not fits:
+            return None
+        return Stored(folder=folder, meta=meta)
+
+    def save(
+        self,
+        recipe: VictimRecipe,
+        model: Classifier,
+        assets: Assets | None,
+        meta: dict[str, Any],
+    ) -> Stored:
+        """Stores a trained model and, for a victim, its trigger; metadata last."""
+        folder = self.folder(recipe)
+        weights = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        save_tensors(weights, folder / "weights.safetensors")
+        if assets is not None:
+            # safetensors refuses an empty file; a fixed pattern needs no assets.
+            stored = assets or {"none": torch.zeros(1, dtype=torch.uint8)}
+            save_tensors({k: v.cpu() for k, v in stored.items()}, folder / "trigger.safetensors")
+            meta = {**meta, "trigger_sha256": file_digest(folder / "trigger.safetensors")}
+        meta = {
+            **meta,
+            "schema": 1,
+            "label": recipe.label,
+            "dataset": recipe.dataset,
+            "arch": recipe.arch_label,
+            "attack": recipe.attack_label,
+            "label_rule": "none" if recipe.attack is None else recipe.attack.label_rule,
+            "poison_rate": 0.0 if recipe.attack is None else recipe.attack.poison_rate,
+            "seed": recipe.seed,
+            "recipe": recipe.to_dict(),
+            "recipe_hash": recipe.hash(),
+            "spec": model.spec.to_dict(),
+            "weights_sha256": file_digest(folder / "weights.safetensors"),
+        }
+        return self.write_meta(folder, meta)
+
+    def write_meta(self, folder: Path, meta: dict[str, Any]) -> Stored:
+        """Writes ``victim.json``."""
+        text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        try:
+            write_atomic(folder / "victim.json", text)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error}. Is the disk full?") from error
+        return Stored(folder=folder, meta=meta)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads safetensors.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}. Delete its folder; the next run builds it again"
+        ) from error
+
+
+def load_weights(model: Classifier, weights: dict[str, Tensor], name: str) -> None:
+    """Loads weights strictly, with a message that names what does not fit.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[key].shape) if key in own else "nothing"
+        got = tuple(weights[key].shape) if key in weights else "nothing"
+        if expected != got:
+            raise UserError(f"{name}: {key}: expected {expected}, got {got}")
+    model.load_state_dict(weights)

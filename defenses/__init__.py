@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from defenses.base import Defense, DefenderView, NotApplicableError, NotDetectedError, defense
+from defenses.base import DefenderView, Defense, NotApplicableError, NotDetectedError, defense
 from defenses.bcu import bcu
 from defenses.clp import clp
 from defenses.ft import ft

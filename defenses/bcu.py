@@ -1,6 +1,7 @@
-"""Randomise more weights the deeper the layer, then distil the suspicious model on unlabeled images.
+"""Randomise weights, more of them in deeper layers, then distil the suspicious model on images.
 
-Triggers never fire on clean images, so what the student relearns is the clean behaviour only.
+The images need no labels. Triggers never fire on clean ones, so what the student relearns is the
+clean behaviour only.
 
 Paper: "Backdoor Cleansing with Unlabeled Data", CVPR 2023, arXiv:2211.12044.
 
@@ -9,8 +10,8 @@ Differences from the paper:
 1. The temperature, absent from the paper, follows the authors' code (1 + 3 (e + 1) / E, without the
    factor of its square), but rises with every step instead of every epoch.
 2. 600 steps instead of 100 epochs of up to 10 steps: the cost does not depend on the budget.
-3. For networks other than ResNet-18 the ratios rise geometrically from 0.01 to 0.27 over the stages;
-   the paper lists them for ResNet-18 only. On it they are exactly the paper's.
+3. The paper lists ratios for ResNet-18 only. On it ours are the same; on other networks they rise
+   geometrically from 0.01 to 0.27 over the stages.
 4. Stages are declared by the classifier. The authors' code matches names: it re-initialises the
    batch normalisation of some networks, and gives a head not called "fc" the ratio of the stem.
 5. The masks are Bernoulli draws, as in the paper's Algorithm 1 and the code; the paper's equation

@@ -1,4 +1,4 @@
-"""Channels that carry a backdoor have a large Lipschitz constant, visible in the weights: prune them.
+"""Prune channels with a large Lipschitz constant, visible in the weights: triggers go through them.
 
 Paper: "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022, arXiv:2208.03111.
 

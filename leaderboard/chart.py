@@ -7,13 +7,13 @@ that of the page's content-security policy.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from leaderboard.aggregate import Board, Row
-from leaderboard.statistics import Estimate
-from leaderboard.words import percent
+from leaderboard.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SIZE: Final = (6.2, 4.3)  # inches
 SQUEEZE: Final = 0.6  # a model below this share of the best accuracy would squeeze all others
-CHARACTER: Final = 4.9  # points, the width of one character of a label
-LINE: Final = 9.5  # points, its height
+CHARACTER: Final = 5.4  # points, the width of one character of a label
+LINE: Final = 10.5  # points, its height
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,18 @@ class Point:
 
     name: str
     control: bool
-    asr: Estimate
-    acc: Estimate
+    asr: float
+    acc: float
     squeezed: bool  # drawn at the lower edge, its accuracy in its label
 
     @property
     def label(self) -> str:
-        """The name, with the figure that the position cannot show."""
-        return f"{self.name} (ACC {percent(self.acc.mean / 100)})" if self.squeezed else self.name
+        """The name, with the figure that the position cannot show.
+
+        A control character would make the whole SVG unreadable, a long name would cover it.
+        """
+        name = "".join(c if c.isprintable() else "\ufffd" for c in shorten(self.name, 40))
+        return f"{name} (ACC {percent(self.acc / 100)})" if self.squeezed else name
 
 
 def points(board: Board) -> list[Point]:
@@ -65,12 +69,7 @@ def points(board: Board) -> list[Point]:
 def _point(row: Row, best: float) -> Point:
     acc, asr = row.figures["acc"], row.figures["asr"]
     squeezed = acc.mean < SQUEEZE * best
-    return Point(row.defense, row.control, _percent(asr), _percent(acc), squeezed)
-
-
-def _percent(value: Estimate) -> Estimate:
-    half = None if value.half is None else 100 * value.half
-    return Estimate(100 * value.mean, half, value.n)
+    return Point(row.defense, row.control, 100 * asr.mean, 100 * acc.mean, squeezed)
 
 
 def draw(found: Sequence[Point], theme: Theme) -> str:
@@ -86,14 +85,16 @@ def draw(found: Sequence[Point], theme: Theme) -> str:
         "svg.hashsalt": "unbackdoor",
         "svg.fonttype": "none",
         "font.family": "sans-serif",
-        "font.size": 8.5,
+        "font.size": 9.5,
         "axes.labelcolor": theme.quiet,
         "axes.edgecolor": theme.line,
         "xtick.color": theme.quiet,
         "ytick.color": theme.quiet,
         "text.color": theme.ink,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # The viewer's fonts draw the text; that ours lacks a character does not matter.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=SIZE, layout="constrained")
         _plot(figure, found, theme)
         stream = io.StringIO()
@@ -101,7 +102,7 @@ def draw(found: Sequence[Point], theme: Theme) -> str:
             stream,
             format="svg",
             transparent=True,
-            metadata={"Date": None, "Creator": None, "Title": None},
+            metadata={"Date": None, "Creator": None},
         )
     return stream.getvalue()
 
@@ -111,14 +112,13 @@ def _plot(figure: Figure, found: Sequence[Point], theme: Theme) -> None:
 
     axes = figure.subplots()
     floor, top = _limits(found)
-    heights = [floor if p.squeezed else p.acc.mean for p in found]
+    heights = [floor if p.squeezed else p.acc for p in found]
     axes.set(xlim=(-4, 104), ylim=(floor, top))
     axes.set_xlabel("mean attack success rate, %   (left is better)")
     axes.set_ylabel("mean clean accuracy, %   (up is better)")
     axes.grid(visible=True, color=theme.line, linewidth=0.4, alpha=0.6)
-    _bars(axes, found, heights, theme)
     seaborn.scatterplot(
-        x=[p.asr.mean for p in found],
+        x=[p.asr for p in found],
         y=heights,
         hue=["control" if p.control else "defense" for p in found],
         style=["below" if p.squeezed else "inside" for p in found],
@@ -136,23 +136,10 @@ def _plot(figure: Figure, found: Sequence[Point], theme: Theme) -> None:
 
 
 def _limits(found: Sequence[Point]) -> tuple[float, float]:
-    inside = [p.acc.mean for p in found if not p.squeezed]
+    inside = [p.acc for p in found if not p.squeezed]
     low, high = min(inside), max(inside)
     margin = max(1.0, 0.15 * (high - low))
     return max(0.0, low - margin), min(100.5, high + margin)
-
-
-def _bars(axes: Axes, found: Sequence[Point], heights: Sequence[float], theme: Theme) -> None:
-    """Intervals as thin crosses, where there are any."""
-    for point, height in zip(found, heights, strict=True):
-        colour = theme.quiet if point.control else theme.defense
-        style: dict[str, Any] = {"color": colour, "linewidth": 0.7, "alpha": 0.45, "zorder": 2}
-        if point.asr.half:
-            low, high = point.asr.mean - point.asr.half, point.asr.mean + point.asr.half
-            axes.plot([max(0, low), min(100, high)], [height, height], **style)
-        if point.acc.half and not point.squeezed:
-            ends = [height - point.acc.half, min(100, height + point.acc.half)]
-            axes.plot([point.asr.mean] * 2, ends, **style)
 
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in points of the page
@@ -167,7 +154,7 @@ def _labels(
     frame = axes.get_window_extent()
     limits = (frame.x0 * scale, frame.y0 * scale, SIZE[0] * 72, frame.y1 * scale)
     places = [
-        axes.transData.transform((p.asr.mean, height)) * scale
+        axes.transData.transform((p.asr, height)) * scale
         for p, height in zip(found, heights, strict=True)
     ]
     taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
@@ -206,11 +193,15 @@ def _write(
 ) -> None:
     far = abs(offset[1] + LINE / 2) > LINE
     line = {"arrowstyle": "-", "color": theme.line, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+    width = len(point.label) * CHARACTER
+    side = "left" if offset[0] > 0 else "right" if offset[0] + width < 0 else "center"
+    anchor = offset[0] + {"left": 0.0, "right": width, "center": width / 2}[side]
     # A dollar sign in a plugin's name would be read as mathematics.
     axes.annotate(
         point.label,
-        (point.asr.mean, height),
-        xytext=offset,
+        (point.asr, height),
+        xytext=(anchor, offset[1]),
+        ha=side,
         textcoords="offset points",
         color=theme.quiet if point.control else theme.ink,
         fontstyle="italic" if point.control else "normal",

@@ -123,7 +123,7 @@ def figure(boards: Sequence[Board]) -> Figure | None:
     if board is None or not found:
         return None
     alt = "; ".join(
-        f"{p.name}: ASR {words.percent(p.asr.mean / 100)}, ACC {words.percent(p.acc.mean / 100)}"
+        f"{p.name}: ASR {words.percent(p.asr / 100)}, ACC {words.percent(p.acc / 100)}"
         for p in found
     )
     return Figure(
@@ -138,11 +138,17 @@ def _address(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def number(value: Estimate | None, column: Column, *, exact: bool = False) -> Markup:
-    """A table cell: the mean, and its half-width small. ``exact`` lets it sort by all digits."""
+def number(
+    value: Estimate | None, column: Column, *, exact: bool = False, note: str = ""
+) -> Markup:
+    """A table cell: the mean, and small its half-width, or the note in its place.
+
+    ``exact`` lets it sort by all digits.
+    """
     if value is None:
         return Markup("<td>—")
-    half = "" if value.half is None else f"<small>±{column.text(value.half)}</small>"
+    small = note or ("" if value.half is None else f"±{column.text(value.half)}")
+    half = Markup("<small>{}</small>").format(small) if small else ""
     sort = f' data-v="{value.mean:.6g}"' if exact else ""
     return Markup(f"<td{sort}{_heat(value, column)}>{column.text(value.mean)}{half}")
 

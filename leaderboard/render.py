@@ -69,7 +69,7 @@ def render(root: Path, current_keys: Set[str] | None = None) -> Rendered:
         ".html": to_html(page),
     }
     for suffix, text in texts.items():
-        write_atomic(base.with_suffix(suffix), text)
+        write_atomic(base.with_suffix(suffix), encodable(text))
     return Rendered(
         html=base.with_suffix(".html"),
         markdown=base.with_suffix(".md"),
@@ -80,6 +80,11 @@ def render(root: Path, current_keys: Set[str] | None = None) -> Rendered:
         superseded=superseded,
         problems=problems,
     )
+
+
+def encodable(text: str) -> str:
+    """Without lone surrogates, which a plugin's message may hold and no file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def omissions(stale: int, superseded: int) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ STATUS_WORDS: Final = {
     "interrupted": "interrupted",
 }
 _NAMED: Final = {
-    "0": "nothing",
+    "0": "no data at all",
     "1": "one labelled image per class",
     "1t": "one labelled image in all",
     "unlabeled": "the images of 2500, without labels",

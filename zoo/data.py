@@ -7,7 +7,7 @@ the defender's pool and the evaluation images.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -94,11 +94,31 @@ class Library:
         data: folder with the user's data sets, or None.
         cache: folder for decoded arrays.
         download: whether torchvision may download what is missing.
+        folders: the user's own image folders, by the name they go under (``folder:NAME``): paths
+            do not belong into recipes and records.
     """
 
     data: Path | None
     cache: Path
     download: bool = False
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    def adopt(self, name: str) -> str:
+        """The name a set goes under: ``folder:PATH`` becomes ``folder:NAME``, others stay.
+
+        Raises:
+            UserError: an unknown name, no such folder, or another folder of the same name.
+        """
+        if not name.startswith("folder:") or name in self.folders:
+            facts_of(name)
+            return name
+        path = Path(name.removeprefix("folder:")).expanduser().resolve()
+        short = f"folder:{path.name}"
+        if self.folders.setdefault(short, path) != path:
+            raise UserError(f"two folders are called {path.name!r}; rename one of them")
+        if not path.is_dir():
+            raise UserError(f"{name}: there is no such folder. Expected PATH/train/CLASS/IMAGE")
+        return short
 
     def load(self, name: str) -> DataSet:
         """Loads a set by name, or ``folder:PATH``.
@@ -132,7 +152,9 @@ class Library:
 
     def _part(self, name: str, split: SplitName) -> ImageSet | None:
         if name.startswith("folder:"):
-            return read_folder(Path(name.removeprefix("folder:")).expanduser(), split)
+            if name not in self.folders:
+                raise UserError(f"{name}: say where it is: --dataset folder:PATH")
+            return read_folder(self.folders[name], split)
         if name in EMBEDDED:
             return self._cached(f"{name}-{split}", lambda: _embedded(name, split))
         if self.data is not None and (files := parquet_files(self.data / name, split)):

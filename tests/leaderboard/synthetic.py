@@ -1,4 +1,4 @@
-"""Synthetic records: plausible figures, bimodal ASR, every status; the same seed, the same records."""
+"""Synthetic records: bimodal ASR, every status; the same arguments give the same records."""
 
 from __future__ import annotations
 

@@ -1,0 +1,51 @@
+"""What runs in the child process of a build: training one victim, or judging it at the gate."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.build import admit, build
+from zoo.data import Library
+from zoo.errors import UserError
+from zoo.recipes import VictimRecipe
+from zoo.store import Zoo
+
+
+def run(job: dict[str, Any]) -> None:
+    """Runs the job and writes ``result.json`` into the current directory."""
+    result: dict[str, Any] = {"error": None}
+    try:
+        _run(job)
+    except UserError as error:
+        result["error"] = {"user": True, "message": str(error)}
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        result["error"] = {"user": False, "message": message, "traceback": traceback.format_exc()}
+    Path("result.json.tmp").write_text(json.dumps(result), encoding="utf-8")
+    os.replace("result.json.tmp", "result.json")
+
+
+def _run(job: dict[str, Any]) -> None:
+    library = Library(
+        data=Path(job["data"]) if job["data"] else None,
+        cache=Path(job["cache"]),
+        download=job["download"],
+        folders={name: Path(path) for name, path in job["folders"].items()},
+    )
+    root = Path(job["root"])
+    recipe = VictimRecipe.from_dict(job["recipe"])
+    if job["task"] == "build":
+        build(recipe, root, library, job["device"], job["threads"])
+        return
+    torch.set_num_threads(job["threads"])
+    zoo = Zoo(root)
+    victim, twin = zoo.find(recipe), zoo.find(recipe.twin())
+    if victim is None or twin is None:
+        raise UserError(f"{recipe.label}: not built, or its twin is not")
+    admit(zoo, victim, twin, library.load(recipe.dataset), job["device"])

@@ -1,0 +1,263 @@
+"""What runs in the child process: one defense on one model, and nothing that could betray a secret.
+
+The working directory holds ``model.safetensors`` and perhaps ``data.safetensors``; the job says how
+to build the model and which function to call. The child leaves ``result.json`` and, where a model
+came back, ``repaired.safetensors``. It imports no attack, no data set and no evaluation; it judges
+nothing but whether what came back is a model at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import random
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import defenses  # noqa: F401 (the server imports it once, its children have it)
+from defenses.base import Defense, DefenderView, NotApplicableError, NotDetectedError
+from zoo.allocator import keep_freed_memory
+from zoo.augment import Augmentation
+from zoo.models import ArchSpec, Classifier, build_model
+from zoo.train import DivergedError, predict_logits
+
+CURVE_POINTS: Final = 200  # a record keeps no more
+_OUT_OF_MEMORY: Final = ("can't allocate memory", "cannot allocate memory", "out of memory")
+
+
+class InvalidModelError(Exception):
+    """What the defense returned is not a model of the victim's kind."""
+
+
+class PluginImportError(Exception):
+    """The defense's own module cannot be imported."""
+
+
+class LedgerView(DefenderView):
+    """A view that remembers what was read."""
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 (any attribute)
+        if name in ("images", "labels"):
+            vars(self).setdefault("_read", set()).add(name)
+        return super().__getattribute__(name)
+
+    def ledger(self) -> dict[str, bool]:
+        """Whether the defense has read the images, and the labels."""
+        read = vars(self).get("_read", set())
+        return {"read_images": "images" in read, "read_labels": "labels" in read}
+
+
+class ImageCounter:
+    """Counts images that go forward and backward through any classifier of ours.
+
+    Every path through a classifier (logits, features, stages) goes through ``stages``.
+    """
+
+    def __init__(self) -> None:
+        self.forward = 0
+        self.backward = 0
+
+    def install(self) -> None:
+        """Wraps ``Classifier.stages``; for the rest of this process."""
+        original = Classifier.stages
+
+        def stages(model: Classifier, images: Tensor) -> list[Tensor]:
+            maps = original(model, images)
+            self.forward += len(images)
+            if maps[-1].requires_grad and torch.is_grad_enabled():
+                maps[-1].register_hook(lambda _: self._count_backward(len(images)))
+            return maps
+
+        Classifier.stages = stages  # type: ignore[method-assign]
+
+    def _count_backward(self, images: int) -> None:
+        self.backward += images
+
+
+def run_cell(job: dict[str, Any]) -> None:
+    """Runs the job in the current directory and writes ``result.json`` there."""
+    result: dict[str, Any] = {"status": "error", "error": None}
+    try:
+        result.update(_run(job))
+    except Exception as error:  # a stranger's code may raise anything
+        result["status"] = status_of(error)
+        result["error"] = {
+            "type": type(error).__name__,
+            "message": str(error)[:2000],
+            "traceback": traceback.format_exc()[-8000:],
+        }
+    temporary = Path("result.json.tmp")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(temporary, "result.json")
+
+
+def status_of(error: BaseException) -> str:
+    """The status that an exception of a defense stands for."""
+    if isinstance(error, NotApplicableError):
+        return "not-applicable"
+    if isinstance(error, NotDetectedError):
+        return "not-detected"
+    if isinstance(error, DivergedError | FloatingPointError):
+        return "diverged"
+    if isinstance(error, PluginImportError):
+        return "import-error"
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return "out-of-memory"
+    return "error"
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    device = torch.device(job["device"])
+    torch.set_num_threads(job["threads"])
+    keep_freed_memory()
+    _seed_everything(job["seed"])
+    spec = ArchSpec.from_dict(job["spec"])
+    model = build_model(spec)
+    model.load_state_dict(load_file("model.safetensors"))
+    model.to(device)
+    defense = load_defense(job["reference"])
+    view, granted = make_view(job, model, device)
+    counter = ImageCounter()
+    counter.install()
+    started = time.perf_counter()
+    status, error = "ok", None
+    try:
+        repaired = defense.run(model, view, **job["params"])
+    except NotDetectedError as reason:
+        status, repaired = "not-detected", build_model(spec)
+        repaired.load_state_dict(load_file("model.safetensors"))
+        error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    cost = {
+        "seconds": round(seconds, 4),
+        "images_forward": counter.forward,
+        "images_backward": counter.backward,
+        "peak_rss": peak_rss(),
+        "peak_gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+    }
+    weights = check_model(repaired, spec, view)
+    save_file(weights, "repaired.safetensors")
+    return {
+        "status": status,
+        "error": error,
+        "cost": cost,
+        "curve": thin(view.curve),
+        "data_touched": {**granted, **view.ledger()},
+    }
+
+
+def _seed_everything(seed: int) -> None:
+    """The global generators too, for defenses that use them against the rules."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def load_defense(reference: dict[str, str]) -> Defense:
+    """The defense that a reference points to.
+
+    Raises:
+        PluginImportError: its module cannot be imported, or its file has changed since planning.
+    """
+    try:
+        if reference["file"]:
+            path = Path(reference["file"])
+            if hashlib.sha256(path.read_bytes()).hexdigest() != reference["file_sha256"]:
+                raise ImportError(f"{path.name} has changed since this run was planned; run again")
+            from bench.plugins import load_file as load_plugin
+
+            module = load_plugin(path)
+        else:
+            module = importlib.import_module(reference["module"])
+        marked: Defense = getattr(module, reference["attribute"]).defense
+    except Exception as error:  # a stranger's code may raise anything
+        raise PluginImportError(f"{type(error).__name__}: {error}") from error
+    return marked
+
+
+def make_view(
+    job: dict[str, Any], model: Classifier, device: torch.device
+) -> tuple[LedgerView, dict[str, Any]]:
+    """What the defense may see, and the ledger's account of it.
+
+    Labels are withheld from a defense that did not declare that it needs them; one that does gets
+    the model's own predictions where the budget has no labels.
+    """
+    images, labels, kind = None, None, "none"
+    if job["data"] and job["needs"] != "nothing":
+        stored = load_file("data.safetensors")
+        images = stored["images"].to(device).float().div_(255)
+        if job["needs"] == "labels":
+            labels, kind = stored.get("labels"), "true"
+            if labels is None:
+                labels, kind = predict_logits(model, images).argmax(dim=1), "pseudo"
+            labels = labels.to(device)
+    view = LedgerView(
+        images=images,
+        labels=labels,
+        num_classes=model.spec.num_classes,
+        augmentation=Augmentation(**job["augmentation"]),
+        generator=torch.Generator().manual_seed(job["seed"]),
+        device=device,
+    )
+    vars(view).pop("_read", None)
+    return view, {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
+
+
+def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[str, Tensor]:
+    """The weights of what a defense returned, if it is a sane model of the victim's kind.
+
+    Raises:
+        InvalidModelError: another type, or tensors of other shapes.
+        DivergedError: weights or logits that are not finite.
+    """
+    if not isinstance(repaired, torch.nn.Module):
+        got = type(repaired).__name__
+        raise InvalidModelError(f"expected the defense to return a Classifier, got {got}")
+    weights = {k: v.detach().cpu().contiguous() for k, v in repaired.state_dict().items()}
+    clean = build_model(spec)
+    expected = clean.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        want = tuple(expected[name].shape) if name in expected else "nothing"
+        got_shape = tuple(weights[name].shape) if name in weights else "nothing"
+        if want != got_shape:
+            raise InvalidModelError(
+                f"wrong shape: {name}: expected {want}, got {got_shape}. A defense must return a "
+                "model of the architecture it was given"
+            )
+    bad = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise DivergedError(f"weights are not finite: {', '.join(bad[:5])}")
+    clean.load_state_dict(weights)
+    images = view.images if view.images is not None else torch.full((2, *spec.image_shape), 0.5)
+    if not predict_logits(clean, images[:16].cpu()).isfinite().all():
+        raise DivergedError("logits are not finite")
+    return weights
+
+
+def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most CURVE_POINTS points, and nothing that JSON cannot hold."""
+    step = math.ceil(len(curve) / CURVE_POINTS) or 1
+    return [{k: v if math.isfinite(v) else None for k, v in p.items()} for p in curve[::step]]
+
+
+def peak_rss() -> int:
+    """Highest resident memory of this process in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

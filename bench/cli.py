@@ -1,0 +1,223 @@
+"""The command line. Data goes to standard output, chatter to standard error.
+
+Exit codes: 0 all fine, 1 internal error, 2 usage (or something that only the user can mend),
+3 finished but some cells failed, 4 nothing matched, 5 drift, 130 interrupted.
+
+Nothing here imports torch before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import Annotated, Final
+
+import typer
+
+from zoo.errors import UserError
+
+OK: Final = 0
+INTERNAL_ERROR: Final = 1
+USAGE: Final = 2
+SOME_FAILED: Final = 3
+NOTHING_MATCHED: Final = 4
+INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="bench",
+    help="Unbackdoor: a benchmark of backdoor removal under matched data budgets.",
+    epilog="Exit codes: 0 fine, 1 internal error, 2 usage, 3 some cells failed, 4 nothing matched, "
+    "5 drift, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class ListWhat(enum.StrEnum):
+    """What `bench list` can list."""
+
+    ATTACKS = "attacks"
+    DEFENSES = "defenses"
+    DATASETS = "datasets"
+    MODELS = "models"
+    PROFILES = "profiles"
+    BUDGETS = "budgets"
+
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", help="where artefacts live [$BENCH_ROOT, else ./runs]")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="folder with data sets [$BENCH_DATA]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
+JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="at a time [number of cores]")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... [auto]")]
+ExecutorOption = Annotated[str, typer.Option("--executor", help="local or serial")]
+PluginOption = Annotated[
+    list[str] | None, typer.Option("--plugin", help="FILE.py with defenses; may be repeated")
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="let torchvision download missing data sets")
+]
+AttackOption = Annotated[list[str] | None, typer.Option("--attack", help="e.g. badnets[size=5]")]
+DefenseOption = Annotated[list[str] | None, typer.Option("--defense", help="e.g. ibau[rounds=3]")]
+DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="name or folder:PATH")]
+ArchOption = Annotated[list[str] | None, typer.Option("--arch", help="small_vgg, resnet18, vgg16")]
+BudgetOption = Annotated[list[str] | None, typer.Option("--budget", help="e.g. 100")]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="e.g. 0,1,2 or 0-13")]
+
+
+@app.command("list")
+def list_(
+    what: Annotated[ListWhat | None, typer.Argument(help="one kind only")] = None,
+    plugin: PluginOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """What is there: attacks, defenses, data sets, models, profiles, budgets."""
+    from bench import inspection
+
+    _leave(inspection.show_list(what.value if what else None, plugin or [], json_output))
+
+
+@app.command("build-zoo")
+def build_zoo(
+    profile: ProfileOption = "quick",
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = None,
+    device: DeviceOption = None,
+    executor: ExecutorOption = "local",
+    download: DownloadOption = False,
+    dry_run: DryRunOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train and admit the profile's victims and clean twins; resumes."""
+    from bench import verbs
+
+    request = verbs.Request(
+        profile=profile,
+        root=root,
+        data=data,
+        attack=attack,
+        dataset=dataset,
+        arch=arch,
+        seeds=seeds,
+        jobs=jobs,
+        device=device,
+        executor=executor,
+        download=download,
+    )
+    _leave(verbs.build(request, dry_run, json_output))
+
+
+@app.command()
+def run(
+    everything: Annotated[
+        bool, typer.Option("--all", help="every defense of the profile on every victim")
+    ] = False,
+    profile: ProfileOption = "quick",
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    defense: DefenseOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    budget: BudgetOption = None,
+    seeds: SeedsOption = None,
+    plugin: PluginOption = None,
+    jobs: JobsOption = None,
+    device: DeviceOption = None,
+    executor: ExecutorOption = "local",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="run failed cells again")
+    ] = False,
+    download: DownloadOption = False,
+    dry_run: DryRunOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Build what is missing, run defenses, render the leaderboard; resumes."""
+    from bench import verbs
+
+    if not everything and not any((attack, defense, dataset, arch, budget, seeds, plugin)):
+        raise UserError("say --all, or pick something: --defense ft --budget 100 (see bench run --help)")
+    request = verbs.Request(
+        profile=profile,
+        root=root,
+        data=data,
+        attack=attack,
+        defense=defense,
+        dataset=dataset,
+        arch=arch,
+        budget=budget,
+        seeds=seeds,
+        plugin=plugin,
+        jobs=jobs,
+        device=device,
+        executor=executor,
+        download=download,
+        retry_failed=retry_failed,
+        everything=everything,
+    )
+    _leave(verbs.run(request, dry_run, json_output))
+
+
+@app.command()
+def leaderboard(root: RootOption = None, json_output: JsonOption = False) -> None:
+    """Render leaderboard.html, .md, .csv and .json from the records."""
+    from bench import rendering
+
+    _leave(rendering.leaderboard(root, json_output))
+
+
+@app.command()
+def status(
+    profile: ProfileOption = "quick",
+    root: RootOption = None,
+    data: DataOption = None,
+    plugin: PluginOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Count fresh, stale, missing and failed cells."""
+    from bench import verbs
+
+    request = verbs.Request(profile=profile, root=root, data=data, plugin=plugin, everything=True)
+    _leave(verbs.status(request, json_output))
+
+
+@app.command()
+def doctor(
+    root: RootOption = None, data: DataOption = None, json_output: JsonOption = False
+) -> None:
+    """Versions, device, precision, data, disk: what is there and how to get the rest."""
+    from bench import inspection
+
+    _leave(inspection.doctor(root, data, json_output))
+
+
+def _leave(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point: maps exceptions to exit codes."""
+    try:
+        app()
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

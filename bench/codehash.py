@@ -1,0 +1,110 @@
+"""A hash of what a piece of code does, blind to comments, docstrings, blank lines and paths.
+
+It covers the file itself and, transitively, the modules of its own distribution that it imports:
+editing a shared helper makes every defense that uses it stale, editing a docstring none.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import tokenize
+from pathlib import Path
+from typing import Final
+
+# Our own code that a defense can reach; their parent folder is where the packages are installed.
+_OWN_PACKAGES: Final = ("defenses", "zoo")
+_BASE: Final = Path(__file__).resolve().parent.parent
+_LAYOUT: Final = {tokenize.NL, tokenize.COMMENT, tokenize.ENCODING, tokenize.ENDMARKER}
+
+
+def code_tokens(source: str) -> str:
+    """The token stream without comments, docstrings and blank lines.
+
+    Raises:
+        SyntaxError: the source does not parse.
+    """
+    docstrings = _docstring_lines(source)
+    kept = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in _LAYOUT:
+            continue
+        if token.type == tokenize.STRING and token.start in docstrings:
+            continue
+        # Indentation matters as structure, not as a number of spaces.
+        text = "" if token.type in (tokenize.INDENT, tokenize.DEDENT) else token.string
+        kept.append(f"{token.type}:{text}" if text != "\n" else "\n")
+    return "\x1f".join(kept)
+
+
+def _docstring_lines(source: str) -> set[tuple[int, int]]:
+    """(line, column) where docstrings start."""
+    places = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = node.body
+        if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            if isinstance(body[0].value.value, str):
+                places.add((body[0].lineno, body[0].col_offset))
+    return places
+
+
+@functools.cache
+def code_hash(path: Path) -> str:
+    """SHA-256 over the code of a file and of all own modules it imports, directly or not.
+
+    Raises:
+        SyntaxError: one of the files does not parse.
+        OSError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(_closure(path.resolve()), key=lambda p: (p.parent.name, p.name)):
+        digest.update(f"{file.parent.name}/{file.name}\x00".encode() if file != path else b"\x00")
+        digest.update(code_tokens(file.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()
+
+
+def _closure(path: Path) -> set[Path]:
+    """The file and every own module reachable through its imports."""
+    seen: set[Path] = set()
+    todo = [path]
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        todo.extend(_imports(file))
+    return seen
+
+
+def _imports(file: Path) -> list[Path]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if (module := _module_file(name, file)) is not None:
+                found.append(module)
+    return found
+
+
+def _module_file(name: str, importer: Path) -> Path | None:
+    """The source file of a module that counts: our own, or a sibling of a plugin file.
+
+    A package's ``__init__`` does not count: it only lists what there is, and adding a defense to
+    the list must not make the others stale.
+    """
+    head, *rest = name.split(".")
+    if head in _OWN_PACKAGES:
+        candidate = (_BASE / head).joinpath(*rest).with_suffix(".py") if rest else None
+    elif importer.is_relative_to(_BASE) and importer.parent.name in _OWN_PACKAGES:
+        candidate = None  # our own modules import siblings by their full name
+    else:
+        candidate = importer.parent.joinpath(head, *rest).with_suffix(".py")
+    return candidate if candidate is not None and candidate.is_file() else None

@@ -1,0 +1,161 @@
+"""Profiles: named grids of settings, seeds, budgets, defenses and hyper-parameter overrides.
+
+A profile is a TOML file; ``quick``, ``cpu`` and ``paper`` ship with the package. Every mistake in
+one is reported at once, each with its line.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from zoo.errors import UserError
+
+BUILT_IN: Final = ("quick", "cpu", "paper")
+_BUDGET: Final = re.compile(r"0|1t|unlabeled|ood|[1-9][0-9]*(pc)?")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(_Strict):
+    """Fields of ``zoo.train.Recipe`` that a profile may set."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    lr: float = Field(default=0.1, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["one-cycle", "multi-step", "cosine"] = "one-cycle"
+
+
+class Grid(_Strict):
+    """One data set on one architecture."""
+
+    dataset: str
+    arch: str
+    width: float = Field(default=1.0, gt=0)
+    train_images: int | None = Field(default=None, gt=0)
+    attacks: list[str] = Field(min_length=1)
+    ood: str | None = None  # overrides the data set's usual out-of-distribution set
+    training: Training
+
+
+class Limits(_Strict):
+    """What one cell may use."""
+
+    seconds: float = Field(default=900, gt=0)
+    memory_gib: float = Field(default=6, gt=0)
+
+
+class Profile(_Strict):
+    """A whole benchmark run."""
+
+    name: str
+    description: str
+    seeds: list[int] = Field(min_length=1)
+    defense_seeds: list[int] = Field(default=[0], min_length=1)
+    budgets: list[str] = Field(min_length=1)
+    defenses: list[str] = Field(min_length=1)
+    grid: list[Grid] = Field(min_length=1)
+    limits: Limits = Limits()
+    # Hyper-parameters changed for the whole profile, by defense name: a smaller schedule for CPUs.
+    params: dict[str, dict[str, Any]] = {}
+
+    @field_validator("budgets")
+    @classmethod
+    def _known_budgets(cls, budgets: list[str]) -> list[str]:
+        for budget in budgets:
+            check_budget(budget)
+        return budgets
+
+    @field_validator("seeds", "defense_seeds")
+    @classmethod
+    def _natural_seeds(cls, seeds: list[int]) -> list[int]:
+        if min(seeds) < 0 or len(set(seeds)) != len(seeds):
+            raise ValueError(f"expected different seeds >= 0, got {seeds}")
+        return seeds
+
+
+def check_budget(token: str) -> str:
+    """The token itself; raises a ValueError for one that is not a budget."""
+    if not _BUDGET.fullmatch(token):
+        raise ValueError(
+            f"expected a budget 0, 1, 1t, a number of images, a number with pc (per class), "
+            f"unlabeled or ood, got {token!r}"
+        )
+    return token
+
+
+def load_profile(name: str) -> Profile:
+    """A built-in profile by name, or any TOML file by path.
+
+    Raises:
+        UserError: unknown name, TOML syntax, or values that do not fit, each with its line.
+    """
+    if name in BUILT_IN:
+        text = files("bench").joinpath("profiles", f"{name}.toml").read_text(encoding="utf-8")
+        return parse_profile(text, f"{name}.toml")
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UserError(f"unknown profile {name!r}. Known: {', '.join(BUILT_IN)}, or a FILE.toml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read profile {path}: {error}") from error
+    return parse_profile(text, str(path))
+
+
+def parse_profile(text: str, name: str) -> Profile:
+    """Parses and validates the text of a profile."""
+    try:
+        payload = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"profile {name}: {error}") from error
+    try:
+        return Profile.model_validate(payload)
+    except ValidationError as error:
+        lines = [
+            f"{name}:{line_of(text, problem['loc'])}: "
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+            for problem in error.errors()
+        ]
+        raise UserError("the profile does not fit:\n  " + "\n  ".join(lines)) from error
+
+
+def line_of(text: str, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) where a value is set, as near as a search of the text can tell.
+
+    Walks down the location: a table's header or an array's n-th header narrows the lines, a key
+    names one. What is missing altogether is reported at the header of its table.
+    """
+    lines = text.splitlines()
+    start, prefix, found = 0, "", 1
+    for i, part in enumerate(location):
+        if isinstance(part, int):
+            headers = [n for n, line in enumerate(lines) if line.strip() == f"[[{prefix}]]"]
+            if part < len(headers):
+                start = headers[part]
+                found = start + 1
+            continue
+        prefix = f"{prefix}.{part}" if prefix else part
+        for n in range(start, len(lines)):
+            line = lines[n].strip()
+            if line in (f"[{prefix}]", f"[[{prefix}]]"):
+                start, found = n, n + 1
+                break
+            is_key = re.match(rf"{re.escape(part)}\s*=", line)
+            if is_key and not (i == 0 and _in_table(lines, n)):
+                start, found = n, n + 1
+                break
+    return found
+
+
+def _in_table(lines: list[str], n: int) -> bool:
+    """Whether line n stands below a table header."""
+    return any(line.lstrip().startswith("[") for line in lines[:n])

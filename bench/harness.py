@@ -1,0 +1,290 @@
+"""One cell from plan to record: hand over, run in a child, evaluate here, write.
+
+The child gets the weights and the budget's images and returns weights. It never sees what this
+module holds: the trigger, the target and the evaluation images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import datetime
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from bench.config import Profile
+from bench.environment import environment, git_state
+from bench.executors import Executor, run_all
+from bench.forkserver import Exit, Launcher
+from bench.plan import PlannedCell, existing
+from bench.records import (
+    EVALUATED,
+    FAILED,
+    Cost,
+    Metrics,
+    Record,
+    Status,
+    metrics_from_dict,
+    write,
+)
+from bench.registry import Broken
+from zoo.build import judge_of
+from zoo.data import Library, facts_of
+from zoo.errors import UserError
+from zoo.evaluate import EvaluationSet, MetricsDict, der, evaluate, score
+from zoo.models import build_model
+from zoo.store import Stored, load_weights, read_tensors
+
+LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
+_JUDGES_IN_MEMORY: Final = 2  # evaluation sets; about 60 MB each for CIFAR-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run needs beside its cells."""
+
+    root: Path
+    profile: Profile
+    library: Library
+    device: str
+    jobs: int
+    executor: Executor = "local"
+    retry_failed: bool = False
+    fork: bool = hasattr(os, "fork")
+
+
+class Judges:
+    """Evaluation sets by victim: stamped once, shared by all cells of the victim."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._lock = threading.Lock()
+        self._sets: OrderedDict[str, EvaluationSet] = OrderedDict()
+
+    def of(self, victim: Stored) -> EvaluationSet:
+        """The evaluation set of a victim or twin."""
+        with self._lock:
+            if victim.hash not in self._sets:
+                data = self._library.load(victim.meta["dataset"])
+                self._sets[victim.hash] = judge_of(victim, data)
+                while len(self._sets) > _JUDGES_IN_MEMORY:
+                    self._sets.popitem(last=False)
+            self._sets.move_to_end(victim.hash)
+            return self._sets[victim.hash]
+
+
+class Harness:
+    """Runs cells; use as a context manager, so that the fork server ends with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._judges = Judges(settings.library)
+        self._launcher = Launcher("bench.child:run_cell", fork=settings.fork)
+
+    def __enter__(self) -> Harness:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._launcher.close()
+
+    def todo(self, cells: Sequence[PlannedCell]) -> tuple[list[PlannedCell], list[Record]]:
+        """Cells that must run, and the records of those that need not."""
+        missing, fresh = [], []
+        for planned in cells:
+            record = existing(self.settings.root, planned)
+            again = record is not None and record.status in FAILED and self.settings.retry_failed
+            if record is None or again:
+                missing.append(planned)
+            else:
+                fresh.append(record)
+        return missing, fresh
+
+    def run(self, cells: Sequence[PlannedCell], watcher: Watcher) -> Iterator[Record]:
+        """Runs cells and yields their records as they are written."""
+
+        def one(planned: PlannedCell) -> Record:
+            with watcher.task(planned.label) as done:
+                record = self.run_cell(planned)
+                done(record.status, summary_of(record))
+            return record
+
+        yield from run_all(one, cells, self.settings.executor, self.settings.jobs)
+
+    def run_cell(self, planned: PlannedCell) -> Record:
+        """Runs one cell and writes its record.
+
+        Raises:
+            UserError: the disk is full, or stored weights are damaged.
+        """
+        started = now()
+        if isinstance(planned.entry, Broken):
+            broken = planned.entry
+            error = {"type": broken.error_type, "message": broken.message, "traceback": ""}
+            return self._record(planned, started, "import-error", {"error": error})
+        if planned.not_applicable:
+            reason = {"type": "", "message": planned.not_applicable, "traceback": ""}
+            return self._record(planned, started, "not-applicable", {"error": reason})
+        scratch = Path(tempfile.mkdtemp(prefix="cell-"))
+        try:
+            work = scratch / "work"
+            log = scratch / "log.txt"
+            result = self._run_child(planned, work, log)
+            after: MetricsDict | None = None
+            if result["status"] in EVALUATED:
+                after = self._evaluate(planned, work / "repaired.safetensors")
+            tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
+            return self._record(planned, started, result["status"], result, after, tail)
+        except OSError as error:
+            raise UserError(f"{error}. Is the disk full? Nothing recorded is lost; run again") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _run_child(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
+        """Runs the defense; once more where the server, not the cell, was lost."""
+        limits = self.settings.profile.limits
+        on_gpu = self.settings.device.startswith("cuda")
+        for _ in range(2):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            # Copies, under neutral names: a defense that writes to them harms nobody else.
+            shutil.copyfile(planned.victim.weights_path, work / "model.safetensors")
+            if planned.budget.file is not None and planned.cell.needs != "nothing":
+                shutil.copyfile(planned.budget.file, work / "data.safetensors")
+            ended = self._launcher.run(
+                self._job(planned),
+                cwd=work,
+                log=log,
+                seconds=limits.seconds,
+                memory=0 if on_gpu else int(limits.memory_gib * 2**30),
+            )
+            if not ended.lost:
+                break
+        return read_result(work / "result.json", ended, limits.seconds)
+
+    def _job(self, planned: PlannedCell) -> dict[str, Any]:
+        """All that a child is told."""
+        assert not isinstance(planned.entry, Broken)
+        return {
+            "reference": planned.entry.reference.to_dict(),
+            "params": planned.cell.params,
+            "needs": planned.cell.needs,
+            "data": planned.budget.file is not None,
+            "spec": planned.victim.spec.to_dict(),
+            "augmentation": {"crop": 4, "flip": facts_of(planned.cell.dataset).flip},
+            "seed": planned.seed,
+            "device": self.settings.device,
+            "threads": 1,
+        }
+
+    def _evaluate(self, planned: PlannedCell, weights: Path) -> MetricsDict:
+        """Attacks the repaired model; one thread, so that results do not depend on slots."""
+        torch.set_num_threads(1)
+        model = build_model(planned.victim.spec)
+        load_weights(model, read_tensors(weights), planned.label)
+        return evaluate(model.to(self.settings.device), self._judges.of(planned.victim))
+
+    def _record(
+        self,
+        planned: PlannedCell,
+        started: str,
+        status: str,
+        result: dict[str, Any],
+        after: MetricsDict | None = None,
+        log_tail: str = "",
+    ) -> Record:
+        """Puts a record together and writes it."""
+        meta = planned.victim.meta
+        before = cast(MetricsDict, meta["metrics"])
+        is_twin = planned.cell.attack == "none"
+        twin = before if is_twin else cast(MetricsDict, meta["twin_metrics"])
+        judged = after is not None and not is_twin
+        cost = result.get("cost")
+        record = Record(
+            key=planned.key,
+            status=cast(Status, status),
+            cell=planned.cell,
+            inputs=planned.inputs,
+            before=metrics_of(before),
+            after=metrics_of(after),
+            twin=metrics_of(twin),
+            score=score(after, twin) if after is not None and judged else None,
+            der=der(before, after) if after is not None and judged else None,
+            cost=None if cost is None else Cost(**cost),
+            data_touched={
+                "budget_sha256": planned.budget.sha256,
+                "budget_images": planned.budget.images,
+                **result.get("data_touched", {}),
+            },
+            curve=result.get("curve", []),
+            env=environment(self.settings.device),
+            git=git_state(),
+            error=result.get("error"),
+            started=started,
+            ended=now(),
+        )
+        try:
+            write(self.settings.root, record, log_tail)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the record of {planned.label}: {error}. Free some space and run "
+                "again; what is recorded stays"
+            ) from error
+        return record
+
+
+class Watcher:
+    """Told when a task begins and how it ends; the silent one, progress displays derive from it."""
+
+    @contextlib.contextmanager
+    def task(self, label: str) -> Iterator[Any]:
+        """Surrounds one task; yields ``done(status, text)``."""
+        del label
+        yield lambda status, text: None
+
+
+def read_result(path: Path, ended: Exit, seconds: float) -> dict[str, Any]:
+    """What a child left behind, or why it left nothing."""
+    if path.exists():
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result
+    if ended.timed_out:
+        status, message = "timeout", f"stopped after {seconds:g} s"
+    elif ended.rc < 0:
+        status, message = "killed", f"the process was ended by signal {-ended.rc}"
+    else:
+        status, message = "error", f"the process left with exit code {ended.rc} and no result"
+    return {"status": status, "error": {"type": status, "message": message, "traceback": ""}}
+
+
+def metrics_of(payload: MetricsDict | None) -> Metrics | None:
+    """From the evaluation's form to the record's."""
+    return metrics_from_dict(cast("dict[str, Any] | None", payload))
+
+
+def summary_of(record: Record) -> str:
+    """A few words on how a cell ended."""
+    if record.after is None:
+        return (record.error or {}).get("message", "")[:100]
+    parts = [f"ACC {100 * record.after.acc:.1f}"]
+    if record.after.asr is not None:
+        parts.append(f"ASR {100 * record.after.asr:.1f}")
+    if record.score is not None:
+        parts.append(f"score {record.score:.1f}")
+    return "  ".join(parts)
+
+
+def now() -> str:
+    """UTC, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+

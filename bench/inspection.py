@@ -1,0 +1,228 @@
+"""What `list` and `doctor` show."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from tabulate import tabulate
+
+from bench.budgets import count_of
+from bench.config import BUILT_IN, load_profile
+from bench.environment import cpu_name, default_device, environment
+from bench.registry import CONTROLS, Registry
+from bench.rendering import root_of
+from zoo.data import DATASETS, EMBEDDED
+from zoo.models import ARCHITECTURES, ArchSpec, build_model
+from zoo.sources import parquet_files
+
+Rows = list[dict[str, Any]]
+_PACKAGES: Final = (
+    "torch torchvision numpy pandas pyarrow scipy joblib safetensors typer pydantic jinja2 seaborn"
+).split()
+
+
+def attacks() -> Rows:
+    """Every attack with its facts."""
+    from attacks import ALL
+
+    rows = []
+    for attack in ALL:
+        defaults = {f.name: f.default for f in dataclasses.fields(attack)}
+        rows.append(
+            {
+                "name": attack.name,
+                "kind": attack.kind,
+                "label rule": defaults["label_rule"],
+                "rate": defaults["poison_rate"],
+                "parameters": ", ".join(
+                    f"{k}={v}" for k, v in defaults.items() if k not in ("label_rule", "poison_rate")
+                ),
+                "paper": attack.paper,
+            }
+        )
+    return rows
+
+
+def defenses(plugins: list[str]) -> Rows:
+    """Every defense with its facts; broken plugins too."""
+    registry = Registry()
+    registry.add_entry_points()
+    for file in plugins:
+        registry.add_file(Path(file))
+    rows = [
+        {
+            "name": name,
+            "needs": entry.defense.needs,
+            "origin": entry.origin + (", control" if name in CONTROLS else ""),
+            "parameters": ", ".join(
+                f"{k}={v}" for k, v in entry.defense.hyper_parameters().items()
+            ),
+            "paper": entry.defense.paper,
+        }
+        for name, entry in registry.entries.items()
+    ]
+    for name, broken in registry.broken.items():
+        error = f"import-error: {broken.error_type}: {broken.message}"
+        rows.append(
+            {"name": name, "needs": "?", "origin": broken.origin, "parameters": error, "paper": ""}
+        )
+    return rows
+
+
+def datasets() -> Rows:
+    """Every named set, and whether it is here."""
+    data = os.environ.get("BENCH_DATA")
+    return [
+        {
+            "name": name,
+            "classes": facts.classes,
+            "out of distribution": facts.ood,
+            "flip": facts.flip,
+            "here": _where(name, data),
+        }
+        for name, facts in DATASETS.items()
+    ]
+
+
+def _where(name: str, data: str | None) -> str:
+    if name in EMBEDDED:
+        return "embedded"
+    if data and parquet_files(Path(data) / name, "train"):
+        return "parquet"
+    return "not found" if data else "BENCH_DATA is not set"
+
+
+def models() -> Rows:
+    """Every architecture with its size."""
+    rows = []
+    for name in ARCHITECTURES:
+        model = build_model(ArchSpec(name=name, num_classes=10))
+        count = sum(p.numel() for p in model.parameters())
+        stages = ", ".join(model.stage_names())
+        rows.append({"name": name, "parameters": f"{count:,}", "stages": stages})
+    return rows
+
+
+def profiles() -> Rows:
+    """Every built-in profile."""
+    loaded = [load_profile(name) for name in BUILT_IN]
+    return [
+        {
+            "name": p.name,
+            "victims": len(p.seeds) * sum(len(g.attacks) for g in p.grid),
+            "seeds": len(p.seeds),
+            "defenses": len(p.defenses),
+            "description": p.description,
+        }
+        for p in loaded
+    ]
+
+
+def budgets() -> Rows:
+    """The default matrix and the other tokens."""
+    meaning = {
+        "0": "nothing",
+        "1": "one labelled image per class",
+        "1t": "one labelled image in all",
+        "100": "100 labelled images in all; any number works",
+        "2500": "2,500 labelled images in all",
+        "20pc": "20 labelled images per class; any number works",
+        "unlabeled": "the images of 2500, without labels",
+        "ood": "2,500 unlabelled images of the out-of-distribution set",
+    }
+    return [
+        {"token": token, "images with 10 classes": count_of(token, 10), "the defender gets": text}
+        for token, text in meaning.items()
+    ]
+
+
+def show_list(what: str | None, plugins: list[str], json_output: bool) -> int:
+    """`bench list`."""
+    tables = {
+        "attacks": attacks,
+        "defenses": lambda: defenses(plugins),
+        "datasets": datasets,
+        "models": models,
+        "profiles": profiles,
+        "budgets": budgets,
+    }
+    chosen = {name: make() for name, make in tables.items() if what in (None, name)}
+    if json_output:
+        print(json.dumps(chosen if what is None else chosen[what], indent=1))
+        return 0
+    for name, rows in chosen.items():
+        if what is None:
+            print(f"\n{name.upper()}")
+        wide = [None] * (len(rows[0]) - 1) + [44]
+        print(
+            tabulate(
+                [list(r.values()) for r in rows],
+                list(rows[0]),
+                disable_numparse=True,
+                maxcolwidths=[40 if h == "parameters" else w for h, w in zip(rows[0], wide, strict=True)],
+            )
+        )
+    return 0
+
+
+def doctor(root: str | None, data: str | None, json_output: bool) -> int:
+    """`bench doctor`: exit 0 where everything needed for the quick profile is there."""
+    checks: Rows = []
+
+    def check(name: str, ok: bool | None, found: str, remedy: str = "") -> None:
+        state = {True: "ok", False: "problem", None: "note"}[ok]
+        checks.append({"check": name, "state": state, "found": found, "remedy": remedy})
+
+    python_ok = sys.version_info >= (3, 11)
+    check("python", python_ok, sys.version.split()[0], "" if python_ok else "install 3.11 or newer")
+    for package in _PACKAGES:
+        try:
+            check(package, True, version(package))
+        except PackageNotFoundError:
+            check(package, False, "missing", f"pip install {package}")
+    device = default_device()
+    env = environment(device)
+    check("device", True, f"{env['gpu'] or cpu_name()}, {os.cpu_count()} cores")
+    slow = env["precision"] == "float32"
+    check(
+        "precision",
+        None if slow else True,
+        str(env["precision"]),
+        "no AMX, AVX512-BF16 or recent GPU: training takes about twice as long" if slow else "",
+    )
+    check("isolation", True, "fork server" if hasattr(os, "fork") else "a fresh process per cell")
+    folder = root_of(root)
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    enough = free > 2e9 and writable
+    check("disk", enough, f"{free / 1e9:.1f} GB free", "" if enough else "choose another --root")
+    _check_data(check, data or os.environ.get("BENCH_DATA"))
+    for extra, module in (("dask", "distributed"), ("dp", "opacus")):
+        there = importlib.util.find_spec(module) is not None
+        remedy = "" if there else f"optional: pip install 'unbackdoor[{extra}]'"
+        check(f"extra {extra}", True if there else None, "there" if there else "absent", remedy)
+    if json_output:
+        print(json.dumps(checks, indent=1))
+    else:
+        print(tabulate([list(c.values()) for c in checks], list(checks[0]), disable_numparse=True))
+    return 1 if any(c["state"] == "problem" for c in checks) else 0
+
+
+def _check_data(check: Any, data: str | None) -> None:  # noqa: ANN401 (a local function)
+    if not data:
+        check("data", None, "no folder given", "--data FOLDER or BENCH_DATA; signs needs none")
+        return
+    found = [n for n in DATASETS if n not in EMBEDDED and parquet_files(Path(data) / n, "train")]
+    remedy = "" if found else "expected NAME/train.parquet there"
+    check("data", bool(found), ", ".join(found) or f"no set under {data}", remedy)

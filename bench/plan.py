@@ -1,0 +1,319 @@
+"""From a profile to victims and cells, each cell with the key that says whether it is fresh.
+
+A key is the SHA-256 of a cell's *inputs*: code, hyper-parameters, weights, data, metric version,
+seed. Never a path, a host, a time or an order, so records can be copied between machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from bench.budgets import Budget, Budgets, Manifest
+from bench.config import Grid, Profile, check_budget
+from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
+from bench.registry import Broken, Entry, Registry, format_spec, parse_spec
+from zoo.data import DataSet, Library
+from zoo.errors import UserError
+from zoo.evaluate import METRIC_VERSION
+from zoo.models import ARCHITECTURES
+from zoo.recipes import VictimRecipe, make_attack
+from zoo.seeds import seed_of
+from zoo.store import Stored, Zoo
+from zoo.train import Recipe
+
+State = Literal["fresh", "stale", "missing", "failed"]
+# What this version of the harness can hand to a defense.
+_GRANTED: Final = ("nothing", "images", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What the command line picks; None leaves the profile's choice."""
+
+    attacks: tuple[str, ...] | None = None
+    defenses: tuple[str, ...] | None = None
+    datasets: tuple[str, ...] | None = None
+    archs: tuple[str, ...] | None = None
+    budgets: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """One cell that can be run: everything the harness needs, and its key."""
+
+    cell: Cell
+    inputs: dict[str, Any]
+    key: str
+    victim: Stored
+    twin: Stored
+    budget: Budget
+    entry: Entry | Broken
+    seed: int  # of the defense's random numbers
+    not_applicable: str = ""  # why it needs no run
+
+    @property
+    def label(self) -> str:
+        """One line that names the cell to a person."""
+        c = self.cell
+        return f"{c.defense} @{c.budget} on {c.dataset} {c.arch} {c.attack} s{c.victim_seed}"
+
+
+def select(profile: Profile, selection: Selection, library: Library) -> Profile:
+    """The profile narrowed (or widened) to what the command line says.
+
+    A data set or architecture that the profile does not name takes the profile's first grid entry
+    as its template.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    grid = [g.model_copy(update={"dataset": library.adopt(g.dataset)}) for g in profile.grid]
+    if selection.datasets is not None:
+        grid = [g for name in selection.datasets for g in _for_dataset(grid, library.adopt(name))]
+    if selection.archs is not None:
+        for arch in selection.archs:
+            check_arch(arch)
+        grid = [g for arch in selection.archs for g in _for_arch(grid, arch)]
+    if selection.attacks is not None:
+        grid = [g.model_copy(update={"attacks": list(selection.attacks)}) for g in grid]
+    for g in grid:
+        check_arch(g.arch)
+    update: dict[str, Any] = {"grid": grid}
+    if selection.defenses is not None:
+        update["defenses"] = list(selection.defenses)
+    if selection.budgets is not None:
+        try:
+            update["budgets"] = [check_budget(b) for b in selection.budgets]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    if selection.seeds is not None:
+        update["seeds"] = list(selection.seeds)
+    return profile.model_copy(update=update)
+
+
+def check_arch(name: str) -> None:
+    """Raises a UserError for an unknown architecture."""
+    if name not in ARCHITECTURES:
+        raise UserError(f"unknown architecture {name!r}. Known: {', '.join(ARCHITECTURES)}")
+
+
+def _for_dataset(grid: Sequence[Grid], dataset: str) -> list[Grid]:
+    found = [g for g in grid if g.dataset == dataset]
+    return found or [grid[0].model_copy(update={"dataset": dataset, "ood": None})]
+
+
+def _for_arch(grid: Sequence[Grid], arch: str) -> list[Grid]:
+    found = [g for g in grid if g.arch == arch]
+    if found:
+        return found
+    by_set = {g.dataset: g for g in reversed(grid)}
+    return [g.model_copy(update={"arch": arch}) for g in by_set.values()]
+
+
+def plan_victims(profile: Profile) -> list[tuple[VictimRecipe, Grid]]:
+    """All victims of a profile, with the grid entry they come from; twins follow from them.
+
+    Raises:
+        UserError: an attack that does not exist or does not take its parameters.
+    """
+    victims = []
+    for grid in profile.grid:
+        training = Recipe(**grid.training.model_dump())
+        for seed in profile.seeds:
+            for spec in grid.attacks:
+                name, params = parse_spec(spec)
+                recipe = VictimRecipe(
+                    dataset=grid.dataset,
+                    arch=grid.arch,
+                    width=grid.width,
+                    seed=seed,
+                    training=training,
+                    attack=make_attack(name, params),
+                    train_images=grid.train_images,
+                )
+                victims.append((recipe, grid))
+    return victims
+
+
+def twins_of(victims: Sequence[tuple[VictimRecipe, Grid]]) -> list[tuple[VictimRecipe, Grid]]:
+    """The clean twins of some victims, each once, in order."""
+    return list({r.twin().hash(): (r.twin(), g) for r, g in victims}.values())
+
+
+def plan_cells(
+    profile: Profile, registry: Registry, root: Path, library: Library
+) -> tuple[list[PlannedCell], list[VictimRecipe]]:
+    """All cells on built and admitted victims and their twins; and the victims not yet built.
+
+    Raises:
+        UserError: an unknown defense or hyper-parameter, or missing data.
+    """
+    zoo, budgets = Zoo(root), Budgets(root, library)
+    chosen = _defenses(profile, registry)
+    victims = plan_victims(profile)
+    cells: list[PlannedCell] = []
+    missing: list[VictimRecipe] = []
+    sets: dict[str, DataSet] = {}
+    for recipe, grid in [*twins_of(victims), *victims]:
+        victim, twin = zoo.find(recipe), zoo.find(recipe.twin())
+        if victim is None or twin is None or victim.meta["metrics"] is None:
+            missing.append(recipe)
+            continue
+        if not victim.admitted:
+            continue
+        if recipe.dataset not in sets:
+            sets = {recipe.dataset: library.load(recipe.dataset)}  # one at a time in memory
+        data = sets[recipe.dataset]
+        manifest = budgets.manifest(data, recipe.seed, grid.ood)
+        for name, entry, params in chosen:
+            for token in _tokens(profile, entry):
+                budget = budgets.budget(data, manifest, token)
+                for seed in profile.defense_seeds:
+                    cells.append(
+                        _plan_cell(name, entry, params, seed, victim, twin, budget, manifest)
+                    )
+    return cells, missing
+
+
+def cells_per_victim(profile: Profile, registry: Registry) -> int:
+    """How many cells one more victim adds."""
+    tokens = sum(len(_tokens(profile, entry)) for _, entry, _ in _defenses(profile, registry))
+    return tokens * len(profile.defense_seeds)
+
+
+def _defenses(
+    profile: Profile, registry: Registry
+) -> list[tuple[str, Entry | Broken, dict[str, Any]]]:
+    """(name on the board, entry, hyper-parameters) of every defense of the profile.
+
+    The name shows what the user wrote between brackets, not the profile's own schedule.
+    """
+    chosen: list[tuple[str, Entry | Broken, dict[str, Any]]] = []
+    for text in profile.defenses:
+        entry, overrides = registry.parse(text)
+        base = entry.defense.name
+        try:
+            params = entry.defense.resolve({**profile.params.get(base, {}), **overrides})
+        except ValueError as error:
+            raise UserError(f"profile {profile.name}: {error}") from error
+        chosen.append((format_spec(base, overrides), entry, params))
+    chosen.extend((name, broken, {}) for name, broken in registry.broken.items())
+    return chosen
+
+
+def _tokens(profile: Profile, entry: Entry | Broken) -> list[str]:
+    """A defense that needs nothing runs once, at budget 0, and stands in every column."""
+    if isinstance(entry, Broken) or entry.defense.needs == "nothing":
+        return ["0"]
+    return profile.budgets
+
+
+def _plan_cell(
+    name: str,
+    entry: Entry | Broken,
+    params: dict[str, Any],
+    defense_seed: int,
+    victim: Stored,
+    twin: Stored,
+    budget: Budget,
+    manifest: Manifest,
+) -> PlannedCell:
+    meta = victim.meta
+    broken = isinstance(entry, Broken)
+    cell = Cell(
+        dataset=meta["dataset"],
+        arch=meta["arch"],
+        attack=meta["attack"],
+        label_rule=meta["label_rule"],
+        poison_rate=meta["poison_rate"],
+        victim_seed=meta["seed"],
+        target=meta["target"],
+        twin=twin.hash,
+        defense=name,
+        params=params,
+        budget=budget.token,
+        defense_seed=defense_seed,
+        needs="nothing" if isinstance(entry, Broken) else entry.defense.needs,
+        origin=entry.origin,
+        paper="" if isinstance(entry, Broken) else entry.defense.paper,
+    )
+    inputs = {
+        "schema": SCHEMA,
+        "metric": METRIC_VERSION,
+        "defense": re.sub(r"\[.*", "", name),
+        "code": entry.code_sha256,
+        "broken": broken,
+        "params": params,
+        "victim": victim.hash,
+        "trigger": meta.get("trigger_sha256"),
+        "twin": twin.hash,
+        "split": manifest.split_sha256(),
+        "budget": budget.sha256,
+        "seed": defense_seed,
+    }
+    return PlannedCell(
+        cell=cell,
+        inputs=inputs,
+        key=digest(inputs),
+        victim=victim,
+        twin=twin,
+        budget=budget,
+        entry=entry,
+        # The defense is not an axis: all defenses share their random numbers.
+        seed=seed_of("defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed),
+        not_applicable=_why_not(cell.needs, budget),
+    )
+
+
+def _why_not(needs: str, budget: Budget) -> str:
+    """Why a cell needs no run; empty where it needs one."""
+    if needs not in _GRANTED:
+        return f"needs {needs}, which this protocol does not grant"
+    if needs != "nothing" and budget.images == 0:
+        return f"needs {needs}; this budget has none"
+    return ""
+
+
+def existing(root: Path, planned: PlannedCell) -> Record | None:
+    """The record of a planned cell, None where there is no readable one."""
+    probe = Record(
+        key=planned.key,
+        status="ok",
+        cell=planned.cell,
+        inputs={},
+        before=None,
+        after=None,
+        twin=None,
+        score=None,
+        der=None,
+        cost=None,
+    )
+    path = path_of(root, probe)
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except RecordError:
+        return None
+
+
+def states(root: Path, cells: Sequence[PlannedCell], known: Sequence[Record]) -> Iterator[State]:
+    """Fresh, failed, stale (recorded, but from other inputs) or missing, for every cell."""
+    by_key = {record.key: record for record in known}
+    seen = {_identity(record.cell) for record in known}
+    for planned in cells:
+        record = by_key.get(planned.key)
+        if record is not None:
+            yield "failed" if record.status in FAILED else "fresh"
+        else:
+            yield "stale" if _identity(planned.cell) in seen else "missing"
+
+
+def _identity(cell: Cell) -> Cell:
+    """What a person would call the same cell: everything but its inputs' hashes."""
+    return replace(cell, params={}, twin="", target=None, needs="", origin="", paper="")

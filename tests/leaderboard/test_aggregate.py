@@ -1,0 +1,270 @@
+"""What could break: imputation of failures, nesting of seeds, and numbers that depend on others."""
+
+import dataclasses
+import math
+
+import pytest
+
+from bench.records import Attacked, Metrics, Record
+from leaderboard.aggregate import Board, Row, boards, reference_board
+from leaderboard.outcomes import effectiveness, latest, outcomes, score
+from leaderboard.statistics import Estimate, estimate
+from leaderboard.victims import merge
+from leaderboard.words import budget_order, is_control, labelled_size, percent
+from tests.leaderboard.synthetic import DEFENSES, grid, metrics, record, twin_record
+
+
+def aggregated(records: list[Record]) -> dict[str, Board]:
+    kept, _ = latest(records)
+    return {board.budget: board for board in boards(outcomes(kept, merge([], kept)))}
+
+
+def rows(records: list[Record], budget: str = "2500") -> dict[str, Row]:
+    return {row.defense: row for row in aggregated(records)[budget].rows}
+
+
+# -- intervals
+
+
+def test_interval_is_the_one_from_the_textbook() -> None:
+    # n = 5, mean 3, variance 2.5, and t(4) at 97.5 % is 2.776445.
+    value = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert value is not None
+    assert value.mean == 3.0
+    assert value.half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
+
+
+def test_three_values_at_least_for_an_interval() -> None:
+    assert estimate([]) is None
+    assert estimate([0.4]) == Estimate(0.4, None, 1)
+    assert estimate([0.4, 0.6]) == Estimate(0.5, None, 2)
+    value = estimate([0.4, 0.5, 0.6])
+    assert value is not None
+    assert value.half == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+
+
+@pytest.mark.parametrize("same", [0.0, 0.1, 1 / 3, 1.0])
+def test_equal_values_have_an_interval_of_width_zero(same: float) -> None:
+    assert estimate([same] * 7) == Estimate(same, 0.0, 7)
+    assert estimate([same] * 2) == Estimate(same, None, 2)
+
+
+def test_order_of_values_changes_nothing() -> None:
+    values = [0.1 * i + 1e-9 * i**3 for i in range(20)]
+    assert estimate(values) == estimate(values[::-1])
+
+
+# -- one cell
+
+
+def test_score_is_the_formula() -> None:
+    after = Metrics(
+        acc=0.8,
+        images=1,
+        strengths={
+            "x1": Attacked(asr=0.1, ra=0.9, asr_conditional=0.1, asr_including_target=0.1),
+            "x4": Attacked(asr=0.4, ra=0.3, asr_conditional=0.4, asr_including_target=0.4),
+        },
+    )
+    twin = metrics(1.0, 0.0, 0.6, ["x1", "x4"])
+    assert score(after, twin) == pytest.approx(100 * 0.8 * min(1.0, 0.3 / 0.6))
+    assert score(twin, twin) == 100.0
+
+
+def test_score_where_the_twin_recovers_nothing_counts_as_one() -> None:
+    assert score(metrics(0.5, 0.0, 0.0), metrics(1.0, 1.0, 0.0)) == 50.0
+
+
+def test_der_is_the_formula() -> None:
+    before = metrics(0.9, 1.0)
+    assert effectiveness(before, before) == 0.5
+    assert effectiveness(before, metrics(0.8, 0.2)) == pytest.approx((0.8 - 0.1 + 1) / 2)
+    assert effectiveness(before, metrics(0.95, 1.0)) == 0.5
+    assert effectiveness(metrics(0.9, None), metrics(0.9, None)) is None
+
+
+@pytest.mark.parametrize("status", ["timeout", "error", "killed", "diverged", "import-error"])
+def test_failed_cell_counts_as_the_undefended_model(status: str) -> None:
+    before, twin = metrics(0.9, 0.97, 0.02), metrics(0.92, 0.01, 0.9)
+    done = [record(seed=seed, before=before, twin=twin) for seed in (0, 1)]
+    row = rows([*done, record(seed=2, status=status, before=before, twin=twin)])["ibau"]
+    assert row.figures["acc"].mean == pytest.approx((0.88 + 0.88 + 0.9) / 3)
+    assert row.figures["asr"].mean == pytest.approx((0.05 + 0.05 + 0.97) / 3)
+    nothing = 100 * (0.9 / 0.92) * (0.02 / 0.9)
+    repaired = 100 * (0.88 / 0.92) * (0.8 / 0.9)
+    assert row.figures["score"].mean == pytest.approx((2 * repaired + nothing) / 3)
+    assert (row.ok, row.applicable) == (2, 3)
+    assert "1 of 3 cells failed" in row.remarks[0]
+
+
+def test_failed_cell_without_figures_borrows_those_of_its_victim() -> None:
+    broken = record("broken", status="import-error", before=None, twin=None, needs="nothing")
+    found = rows([record("ibau"), broken])
+    assert found["broken"].figures["asr"].mean == 1.0
+    assert not found["broken"].ranked
+    alone = rows([broken])["broken"]
+    assert alone.figures == {}
+    assert any("not counted" in remark for remark in alone.remarks)
+
+
+def test_not_detected_counts_as_the_unchanged_model_and_is_no_failure() -> None:
+    before = metrics(0.9, 1.0, 0.0)
+    row = rows([record(seed=s, status="not-detected", after=before) for s in range(3)])["ibau"]
+    assert row.figures["asr"].mean == 1.0
+    assert (row.ok, row.applicable) == (3, 3)
+    assert row.remarks == ("nothing detected in 3 of 3 cells: the model left as it was",)
+
+
+def test_not_applicable_is_neither_a_failure_nor_ranked() -> None:
+    refused = record(status="not-applicable", budget="0", error={"message": "needs labels"})
+    board = aggregated([refused, record("clp", "0", needs="nothing")])["0"]
+    assert [row.defense for row in board.rows] == ["clp", "ibau"]
+    row = board.rows[1]
+    assert (row.refusal, row.figures, row.remarks) == ("needs labels", {}, ())
+    assert (row.ok, row.applicable, row.ranked) == (0, 0, False)
+
+
+def test_partly_applicable_defense_is_ranked_with_a_remark() -> None:
+    refused = record(seed=1, status="not-applicable", error={"message": "no BatchNorm"})
+    row = rows([record(), refused])["ibau"]
+    assert row.ranked
+    assert row.applicable == 1
+    assert row.remarks == ("not applicable to 1 cell: no BatchNorm",)
+
+
+def test_a_later_record_of_the_same_cell_replaces_the_older() -> None:
+    old = record(ended="2026-01-01", after=metrics(0.5, 0.5, 0.5))
+    new = record(ended="2026-02-01")
+    assert latest([new, old]) == ([new], 1)
+    assert latest([old, new]) == ([new], 1)
+
+
+# -- rows and boards
+
+
+def test_seeds_are_nested_in_settings() -> None:
+    # Three settings with 1, 2 and 3 seeds weigh the same.
+    records = [
+        record(seed=seed, attack=attack, after=metrics(0.9, asr, 0.5))
+        for attack, seeds, asr in (("a", 1, 0.1), ("b", 2, 0.2), ("c", 3, 0.6))
+        for seed in range(seeds)
+    ]
+    row = rows(records)["ibau"]
+    assert row.figures["asr"].mean == pytest.approx(0.3)
+    spread = math.sqrt((0.2**2 + 0.1**2 + 0.3**2) / 2)
+    assert row.figures["asr"].half == pytest.approx(4.302653 * spread / math.sqrt(3), rel=1e-6)
+    assert row.figures["asr"].n == 3
+    assert (row.counted, row.seeds) == (3, (1, 3))
+    assert [s.figures["asr"].half is None for s in row.settings] == [True, True, False]
+
+
+def test_defense_seeds_are_no_replicates_of_a_victim() -> None:
+    records = [
+        record(defense_seed=s, after=metrics(0.9, asr, 0.5)) for s, asr in enumerate((0, 0.1, 0.5))
+    ]
+    setting = rows(records)["ibau"].settings[0]
+    assert setting.figures["asr"] == Estimate(pytest.approx(0.2), None, 1)
+    assert setting.seeds == 1
+
+
+def test_data_free_defense_stands_on_every_board() -> None:
+    found = aggregated(
+        [record("clp", "0", needs="nothing"), record("ibau", "100"), record("ibau", "ood")]
+    )
+    assert list(found) == ["0", "100", "ood"]
+    for budget in ("100", "ood"):
+        board = found[budget]
+        row = next(row for row in board.rows if row.defense == "clp")
+        assert board.same_as(row) == "0"
+        assert row == found["0"].rows[0]
+    assert found["0"].same_as(found["0"].rows[0]) == ""
+
+
+def test_twins_give_the_loss_and_nothing_else() -> None:
+    plain = rows([record()])["ibau"]
+    both = rows([record(), *(twin_record("ibau", "2500", seed, 0.03) for seed in range(3))])["ibau"]
+    assert both.figures.pop("twin_loss").mean == pytest.approx(0.03)
+    assert both.figures == plain.figures
+    assert (both.ok, both.applicable, both.counted) == (1, 1, 1)
+    failed = twin_record("ibau", "2500", 0, 0.03, status="timeout")
+    row = rows([record(), failed])["ibau"]
+    assert row.figures["twin_loss"].mean == 0.0
+    assert "clean-twin cell" in row.remarks[0]
+
+
+def test_cost_is_of_evaluated_cells_only() -> None:
+    slow = dataclasses.replace(record(seed=1, status="timeout"), cost=None)
+    cost = rows([record(), slow])["ibau"].cost
+    assert cost is not None
+    assert (cost.seconds, cost.images, cost.memory) == (3.0, 3000, 2**29)
+    assert rows([slow])["ibau"].cost is None
+
+
+def test_rows_are_sorted_by_score_with_failures_and_refusals_last() -> None:
+    found = aggregated(
+        [
+            record("bad", after=metrics(0.9, 0.9, 0.1)),
+            record("good"),
+            record("refuses", status="not-applicable"),
+            record("crashes", status="error"),
+        ]
+    )["2500"]
+    assert [row.defense for row in found.rows] == ["good", "bad", "crashes", "refuses"]
+
+
+def test_adding_a_method_changes_no_existing_number() -> None:
+    names = [*DEFENSES]
+    before = aggregated(grid(names[:-1]))
+    after = aggregated(grid(names))
+    assert set(before) == set(after)
+    for budget, board in before.items():
+        kept = [row for row in after[budget].rows if row.defense != names[-1]]
+        assert tuple(kept) == board.rows
+
+
+def test_order_of_records_changes_nothing() -> None:
+    records = grid()
+    assert aggregated(records) == aggregated(records[::-1])
+
+
+def test_uneven_boards_say_so() -> None:
+    assert not aggregated([record("a"), record("b")])["2500"].uneven
+    assert aggregated([record("a"), record("b", attack="sig")])["2500"].uneven
+
+
+def test_no_figure_is_nan_or_infinite() -> None:
+    for board in aggregated(grid(seeds=2, failures=0.3)).values():
+        for row in board.rows:
+            for value in row.figures.values():
+                assert math.isfinite(value.mean)
+                assert value.half is None or math.isfinite(value.half)
+
+
+# -- words
+
+
+def test_budgets_stand_in_the_order_of_the_protocol() -> None:
+    tokens = ["ood", "unlabeled", "50", "20pc", "2500", "100", "1t", "1", "0"]
+    expected = ["0", "1", "1t", "100", "2500", "20pc", "50", "unlabeled", "ood"]
+    assert sorted(tokens, key=budget_order) == expected
+
+
+def test_the_chart_shows_the_largest_labelled_budget() -> None:
+    found = aggregated([record("a", budget) for budget in ("0", "1", "100", "2500", "ood")])
+    reference = reference_board(list(found.values()))
+    assert reference is not None
+    assert reference.budget == "2500"
+    assert reference_board([]) is None
+    sizes = {token: labelled_size(token) for token in ("0", "ood", "unlabeled", "1", "1t", "20pc")}
+    assert [token for token, size in sizes.items() if size is None] == ["0", "ood", "unlabeled"]
+
+
+def test_controls_are_plain_names() -> None:
+    assert is_control("ft")
+    assert is_control("ft[epochs=3]")
+    assert not is_control("ft@fred")
+
+
+def test_no_negative_zero() -> None:
+    assert percent(-0.0001) == "0.0"
+    assert percent(-0.011) == "−1.1"

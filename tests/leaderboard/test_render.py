@@ -1,0 +1,266 @@
+"""What could break: bytes that differ, markup that escapes, numbers that only JavaScript shows."""
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.records import scan
+from leaderboard import chart
+from leaderboard.markdown import escape
+from leaderboard.page import paper
+from leaderboard.render import Rendered, render
+from leaderboard.words import count, duration, size
+from tests.leaderboard.synthetic import grid, metrics, record, store, victim_json
+
+EVIL = '"><script>alert(1)<img src=x onerror=alert(1)>|`x`|](javascript:alert(1))'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    root = tmp_path_factory.mktemp("page")
+    store(root, grid(seeds=2, failures=0.1))
+    victim_json(root, "cifar10-sig-0")
+    return render(root)
+
+
+class Outline(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_importing_the_leaderboard_loads_no_torch_and_no_matplotlib() -> None:
+    code = (
+        "import sys, leaderboard.render; "
+        "print(sorted({'torch', 'matplotlib', 'pandas', 'attacks', 'defenses', 'zoo.models'} "
+        "& set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_same_records_give_the_same_bytes(tmp_path: Path, page: Rendered) -> None:
+    store(tmp_path, reversed(grid(seeds=2, failures=0.1)))
+    victim_json(tmp_path, "cifar10-sig-0")
+    again = render(tmp_path)
+    for name in ("html", "markdown", "csv", "json"):
+        assert getattr(again, name).read_bytes() == getattr(page, name).read_bytes()
+
+
+def test_every_number_is_in_the_html_without_javascript(page: Rendered) -> None:
+    text = page.html.read_text()
+    data = json.loads(page.json.read_text())
+    assert [board["budget"] for board in data["boards"]] == [
+        "0",
+        "1",
+        "100",
+        "2500",
+        "unlabeled",
+        "ood",
+    ]
+    for board in data["boards"]:
+        for row in board["rows"]:
+            for value in row["figures"].values():
+                assert f'data-v="{value["mean"]:.6g}"' in text
+    for line in csv.DictReader(io.StringIO(page.csv.read_text())):
+        assert line["key"][:12] in text
+
+
+def test_page_is_complete_and_accessible(page: Rendered) -> None:
+    outline = Outline(page.html.read_text())
+    tables = outline.named("table")
+    scrolling = [div for div in outline.named("div") if div.get("class") == "scroll"]
+    assert len(scrolling) == len(tables)
+    assert all(div["tabindex"] == "0" for div in scrolling)
+    assert all(div.get("aria-labelledby") or div.get("aria-label") for div in scrolling)
+    assert all(cell.get("scope") for cell in outline.named("th"))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    inside = [a["href"] for a in outline.named("a") if (a["href"] or "").startswith("#")]
+    assert {(link or "")[1:] for link in inside} <= set(ids)
+    words = " ".join(outline.words)
+    for phrase in ("same as 0", "not applicable: needs labels", "counted as the undefended model"):
+        assert phrase in words
+    assert "rejected: ASR 82.0% is below 90.0%" in words
+
+
+def test_policy_names_exactly_this_script_and_this_style(page: Rendered) -> None:
+    text = page.html.read_text()
+    stated = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert stated is not None
+    rules = dict(rule.split(" ", 1) for rule in html.unescape(stated[1]).split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for tag in ("script", "style"):
+        bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert len(bodies) == 1
+        digest = base64.b64encode(hashlib.sha256(bodies[0].encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+
+
+def test_nothing_is_loaded_from_anywhere(page: Rendered) -> None:
+    text = page.html.read_text()
+    outline = Outline(text)
+    without_links = re.sub(r'href="https://(arxiv|doi)\.org/[^"]*"', "", text)
+    assert not re.search(r"https?://|url\(|@import", without_links)
+    assert not outline.named("link")
+    assert not outline.named("iframe")
+    sources = [a.get("src") or a.get("srcset") or "" for a in outline.named("img")]
+    sources += [a.get("srcset") or "" for a in outline.named("source")]
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    # The policy would block it, and the console would say so.
+    assert not [a for _, a in outline.tags if "style" in a or any(n.startswith("on") for n in a)]
+
+
+def test_hostile_texts_are_inert(tmp_path: Path) -> None:
+    long = "x" * 5000
+    error = {"type": "Bad</script></style>", "message": f"{EVIL} \ud800 \x00 {long}"}
+    store(
+        tmp_path,
+        [
+            record(EVIL, origin=f"file:{EVIL}.py", paper="javascript:alert(1)"),
+            record("神-$x_1$", paper=f"https://example.org/{EVIL}"),
+            record("crash", status="error", error=error),
+            record("refuse", status="not-applicable", error=error),
+        ],
+    )
+    victim_json(tmp_path, "evil", reasons=[EVIL], attack=EVIL)
+    done = render(tmp_path)
+    text = done.html.read_text()
+    outline = Outline(text)
+    assert len(outline.named("script")) == 1
+    assert len(outline.named("img")) == 1
+    links = {link["href"] for link in outline.named("a")}
+    assert not [link for link in links if not re.match(r"#|leaderboard\.|https://", link or "")]
+    assert EVIL in " ".join(outline.words)
+    assert long not in text
+    assert not re.search(r"<(?!br>)", done.markdown.read_text())
+    rows = list(csv.DictReader(io.StringIO(done.csv.read_text())))
+    assert any(long in row["reason"] for row in rows)
+
+
+def test_markdown_cells_cannot_be_left() -> None:
+    assert escape("a|b\\|c\nd <b>") == "a\\|b\\\\\\|c d &lt;b>"
+    assert escape("[x](javascript:y)") == "[x]\\(javascript:y)"
+    assert escape("ibau[mode=repository]") == "ibau[mode=repository]"
+
+
+def test_markdown_tables_are_rectangular(page: Rendered) -> None:
+    text = page.markdown.read_text()
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1
+    assert "## Budget 2500: 2,500 labelled images in all" in text
+    assert "same as 0" in text
+
+
+def test_csv_has_one_line_per_record(page: Rendered) -> None:
+    lines = list(csv.DictReader(io.StringIO(page.csv.read_text())))
+    assert len(lines) == page.records == len(grid(seeds=2))
+    failed = next(line for line in lines if line["status"] in ("timeout", "error", "diverged"))
+    assert failed["counted_acc"] == failed["before_acc"]
+    assert failed["after_acc"] == ""
+
+
+def test_stale_and_superseded_records_are_left_out_and_counted(tmp_path: Path) -> None:
+    fresh, stale = record(seed=0, ended="b"), record(seed=1)
+    store(tmp_path, [fresh, stale, record(seed=0, ended="a")])
+    keys = {path.stem for path in scan(tmp_path)} - {stale.key}
+    done = render(tmp_path, current_keys=keys)
+    assert (done.records, done.stale, done.superseded) == (1, 1, 1)
+    assert "1 record left out as stale" in done.html.read_text()
+    assert render(tmp_path).records == 2
+    assert render(tmp_path, current_keys=set()).records == 0
+
+
+def test_unreadable_files_are_named_and_harm_nothing(tmp_path: Path) -> None:
+    store(tmp_path, [record()])
+    broken = tmp_path / "records" / "clp" / "ab" / "abc.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    victim_json(tmp_path, "nonsense", metrics={"acc": 1})
+    victim_json(tmp_path, "unknown", status="great")
+    done = render(tmp_path)
+    assert done.records == 1
+    assert len(done.problems) == 3
+    text = done.html.read_text()
+    assert "abc.json" in text
+    assert "zoo/nonsense/victim.json" in text
+
+
+def test_empty_store_says_what_to_run(tmp_path: Path) -> None:
+    done = render(tmp_path)
+    assert done.records == 0
+    assert "bench run --all" in done.html.read_text()
+    assert "bench run --all" in done.markdown.read_text()
+    assert json.loads(done.json.read_text())["boards"] == []
+    assert done.csv.read_text().startswith("key,status")
+
+
+def test_rejected_victim_is_reported_and_used_nowhere(tmp_path: Path) -> None:
+    victim_json(tmp_path, "sig")
+    victim_json(tmp_path, "twin", status="twin", attack="none", target=None, twin_metrics=None)
+    data = json.loads(render(tmp_path).json.read_text())
+    assert [(v["status"], v["reasons"]) for v in data["victims"]] == [
+        ("rejected", ["ASR 82.0% is below 90.0%"])
+    ]
+    assert data["boards"] == []
+
+
+def test_chart_is_the_same_twice_and_holds_every_name() -> None:
+    found = [
+        chart.Point("bcu", False, 2.0, 90.0, False),
+        chart.Point("a\x00b$x$", False, 60.0, 85.0, False),
+        chart.Point("scramble", True, 10.0, 11.0, True),
+    ]
+    svg = chart.draw(found, chart.LIGHT)
+    assert svg == chart.draw(found, chart.LIGHT)
+    assert svg != chart.draw(found, chart.DARK)
+    for label in ("bcu", "a\ufffdb$x$", "scramble (ACC 11.0)"):
+        assert label in svg
+    assert "\x00" not in svg
+
+
+def test_only_papers_become_links() -> None:
+    assert 'href="https://arxiv.org/abs/2208.03111"' in paper("arXiv:2208.03111")
+    assert 'href="https://doi.org/10.1000/xyz.12"' in paper("doi:10.1000/xyz.12")
+    assert 'href="https://example.org/a"' in paper("https://example.org/a")
+    for text in ("", "see the docs", "javascript:alert(1)", 'https://x.org/"onclick="', EVIL):
+        assert "href" not in paper(text)
+
+
+def test_costs_read_as_people_write_them() -> None:
+    assert [duration(s) for s in (3.14, 42.4, 600, 9000)] == ["3.1 s", "42 s", "10.0 min", "2.5 h"]
+    assert [count(n) for n in (0, 999, 12_300, 2.5e6)] == ["0", "999", "12.3 k", "2.5 M"]
+    assert [size(b) for b in (2**29, 3 * 2**30)] == ["512 MiB", "3.0 GiB"]
+
+
+def test_single_defense_and_flat_figures_still_draw(tmp_path: Path) -> None:
+    store(tmp_path, [record(seed=s, after=metrics(0.9, 0.0, 0.9)) for s in range(3)])
+    text = render(tmp_path).html.read_text()
+    assert "<small>±0.0</small>" in text
+    assert not re.search(r">\s*(±)?(nan|inf)", text)

@@ -1,4 +1,4 @@
-"""Building the zoo: twins first, then victims, then the gate; each in a child process of its own."""
+"""Building the zoo: twins, then victims, then the gate; each in a child process of its own."""
 
 from __future__ import annotations
 

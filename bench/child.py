@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import defenses  # noqa: F401 (the server imports it once, its children have it)
-from defenses.base import Defense, DefenderView, NotApplicableError, NotDetectedError
+from defenses.base import DefenderView, Defense, NotApplicableError, NotDetectedError
 from zoo.allocator import keep_freed_memory
 from zoo.augment import Augmentation
 from zoo.models import ArchSpec, Classifier, build_model
@@ -78,7 +78,7 @@ class ImageCounter:
                 maps[-1].register_hook(lambda _: self._count_backward(len(images)))
             return maps
 
-        Classifier.stages = stages  # type: ignore[method-assign]
+        Classifier.stages = stages  # type: ignore[method-assign, assignment]
 
     def _count_backward(self, images: int) -> None:
         self.backward += images

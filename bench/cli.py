@@ -45,7 +45,9 @@ class ListWhat(enum.StrEnum):
     BUDGETS = "budgets"
 
 
-ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml")]
+ProfileOption = Annotated[
+    str, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml")
+]
 RootOption = Annotated[
     str | None, typer.Option("--root", help="where artefacts live [$BENCH_ROOT, else ./runs]")
 ]
@@ -147,7 +149,9 @@ def run(
     from bench import verbs
 
     if not everything and not any((attack, defense, dataset, arch, budget, seeds, plugin)):
-        raise UserError("say --all, or pick something: --defense ft --budget 100 (see bench run --help)")
+        raise UserError(
+            "say --all, or pick something: --defense ft --budget 100 (see bench run --help)"
+        )
     request = verbs.Request(
         profile=profile,
         root=root,

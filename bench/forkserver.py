@@ -29,9 +29,9 @@ from typing import Any, Final
 
 # What a child may know of the parent's environment.
 _PASSED: Final = (
-    "PATH HOME LANG LC_ALL TMPDIR TEMP TMP SYSTEMROOT VIRTUAL_ENV PYTHONPATH PYTHONHOME "
-    "LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES CUDA_HOME"
-).split()
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+)
 _GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL
 
 
@@ -105,7 +105,8 @@ class _Server:
         self._lock = threading.Lock()
         self._next = 0
         self.alive = True
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def run(self, message: dict[str, Any], seconds: float) -> Exit:
         events: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -134,6 +135,9 @@ class _Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -7,7 +7,6 @@ module holds: the trigger, the target and the evaluation images.
 from __future__ import annotations
 
 import contextlib
-
 import datetime
 import json
 import os
@@ -145,7 +144,9 @@ class Harness:
             tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
             return self._record(planned, started, result["status"], result, after, tail)
         except OSError as error:
-            raise UserError(f"{error}. Is the disk full? Nothing recorded is lost; run again") from error
+            raise UserError(
+                f"{error}. Is the disk full? Nothing recorded is lost; run again"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -274,7 +275,7 @@ def metrics_of(payload: MetricsDict | None) -> Metrics | None:
 def summary_of(record: Record) -> str:
     """A few words on how a cell ended."""
     if record.after is None:
-        return (record.error or {}).get("message", "")[:100]
+        return str((record.error or {}).get("message", ""))[:100]
     parts = [f"ACC {100 * record.after.acc:.1f}"]
     if record.after.asr is not None:
         parts.append(f"ASR {100 * record.after.asr:.1f}")
@@ -286,5 +287,3 @@ def summary_of(record: Record) -> str:
 def now() -> str:
     """UTC, to the millisecond."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-

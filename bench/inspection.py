@@ -25,8 +25,9 @@ from zoo.sources import parquet_files
 
 Rows = list[dict[str, Any]]
 _PACKAGES: Final = (
-    "torch torchvision numpy pandas pyarrow scipy joblib safetensors typer pydantic jinja2 seaborn"
-).split()
+    *("torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "joblib"),
+    *("safetensors", "typer", "pydantic", "jinja2", "seaborn"),
+)
 
 
 def attacks() -> Rows:
@@ -43,7 +44,9 @@ def attacks() -> Rows:
                 "label rule": defaults["label_rule"],
                 "rate": defaults["poison_rate"],
                 "parameters": ", ".join(
-                    f"{k}={v}" for k, v in defaults.items() if k not in ("label_rule", "poison_rate")
+                    f"{k}={v}"
+                    for k, v in defaults.items()
+                    if k not in ("label_rule", "poison_rate")
                 ),
                 "paper": attack.paper,
             }
@@ -167,7 +170,9 @@ def show_list(what: str | None, plugins: list[str], json_output: bool) -> int:
                 [list(r.values()) for r in rows],
                 list(rows[0]),
                 disable_numparse=True,
-                maxcolwidths=[40 if h == "parameters" else w for h, w in zip(rows[0], wide, strict=True)],
+                maxcolwidths=[
+                    40 if h == "parameters" else w for h, w in zip(rows[0], wide, strict=True)
+                ],
             )
         )
     return 0

@@ -265,7 +265,9 @@ def _plan_cell(
         budget=budget,
         entry=entry,
         # The defense is not an axis: all defenses share their random numbers.
-        seed=seed_of("defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed),
+        seed=seed_of(
+            "defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed
+        ),
         not_applicable=_why_not(cell.needs, budget),
     )
 

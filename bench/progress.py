@@ -1,4 +1,4 @@
-"""Progress on standard error: live lines and a bar on a terminal, one plain line a task elsewhere."""
+"""Progress on standard error: live on a terminal, one plain line a task elsewhere."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ class Progress(Watcher):
         self._title, self._total, self._jobs = title, total, max(1, jobs)
         self._console = Console(stderr=True, highlight=False)
         wanted = self._console.is_terminal and not os.environ.get("CI")
-        self._live = Live(console=self._console, refresh_per_second=4) if live or (
-            live is None and wanted
-        ) else None
+        self._live = (
+            Live(console=self._console, refresh_per_second=4)
+            if live or (live is None and wanted)
+            else None
+        )
         self._lock = threading.Lock()
         self._running: dict[int, tuple[str, float]] = {}
         self._next = self._done = self._failed = 0

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args
 
 from zoo.files import canonical as canonical
 from zoo.files import digest as digest
+from zoo.files import slug
 from zoo.files import write_atomic as write_atomic
 
 SCHEMA: Final = 1
@@ -146,7 +147,7 @@ class Record:
 
 def path_of(root: Path, record: Record) -> Path:
     """``records/<defense>/<key[:2]>/<key>.json``."""
-    defense = record.cell.defense.split("[")[0]
+    defense = slug(record.cell.defense.split("[")[0])
     return root / "records" / defense / record.key[:2] / f"{record.key}.json"
 
 

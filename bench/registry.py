@@ -107,9 +107,7 @@ class Registry:
                 "none. See docs/contributing.md for a working example"
             )
         for attribute, function in found:
-            reference = Reference(
-                attribute=attribute, file=str(path.resolve()), file_sha256=sha
-            )
+            reference = Reference(attribute=attribute, file=str(path.resolve()), file_sha256=sha)
             self._add(function.defense, origin, reference)
 
     def parse(self, text: str) -> tuple[Entry, dict[str, Any]]:

@@ -204,9 +204,7 @@ def status(request: Request, json_output: bool) -> int:
     return _show_plan(settings, registry, zoo_state(settings), json_output)
 
 
-def _show_plan(
-    settings: Settings, registry: Registry, state: ZooState, json_output: bool
-) -> int:
+def _show_plan(settings: Settings, registry: Registry, state: ZooState, json_output: bool) -> int:
     """Cells by state and defense, the zoo, and what the rest would take."""
     cells, missing = plan_cells(settings.profile, registry, settings.root, settings.library)
     records, problems = read_all(settings.root)
@@ -251,15 +249,18 @@ def _print_plan(plan: dict[str, Any], table: dict[str, Counter[str]]) -> None:
 
     v = plan["victims"]
     print(
-        f"profile {plan['profile']}: {v['built']} victims and twins built ({v['rejected']} rejected), "
+        f"profile {plan['profile']}: {v['built']} victims and twins built "
+        f"({v['rejected']} rejected), "
         f"{v['to_build']} to build, {v['to_judge']} to judge"
     )
     columns = ("fresh", "stale", "missing", "failed")
     if table:
         rows = [[name, *(counts[c] for c in columns)] for name, counts in table.items()]
         print(tabulate(rows, ["defense", *columns], disable_numparse=True))
-    span = "?" if plan["seconds_low"] is None else (
-        f"{duration(plan['seconds_low'])} to {duration(plan['seconds_high'])}"
+    span = (
+        "?"
+        if plan["seconds_low"] is None
+        else (f"{duration(plan['seconds_low'])} to {duration(plan['seconds_high'])}")
     )
     on_unbuilt = plan["cells_on_unbuilt_victims"]
     also = f" ({on_unbuilt} of them on victims to be built)" if on_unbuilt else ""
@@ -282,9 +283,9 @@ def estimate(
             seconds.setdefault(record.cell.defense, []).append(record.cost.seconds)
     if unbuilt or any(planned.cell.defense not in seconds for planned in to_run):
         return None, None
-    total = sum(
-        sum(seconds[p.cell.defense]) / len(seconds[p.cell.defense]) for p in to_run
-    ) / max(1, jobs)
+    total = sum(sum(seconds[p.cell.defense]) / len(seconds[p.cell.defense]) for p in to_run) / max(
+        1, jobs
+    )
     return round(total / 2, 1), round(total * 2, 1)
 
 
@@ -300,7 +301,9 @@ def _show_zoo_plan(state: ZooState, json_output: bool) -> None:
         labels = [r.label for r in state.missing]
         print(json.dumps({"built": len(state.built), "to_build": labels}, indent=1))
         return
-    print(f"{len(state.built)} built, {len(state.unjudged)} to judge, {len(state.missing)} to build")
+    print(
+        f"{len(state.built)} built, {len(state.unjudged)} to judge, {len(state.missing)} to build"
+    )
     for recipe in state.missing:
         print(f"  {recipe.label}: {recipe.training.epochs} epochs")
 
@@ -311,5 +314,3 @@ def _show_zoo(state: ZooState, json_output: bool) -> None:
         return
     for stored in state.built:
         print(f"{stored.meta['label']}: {describe(stored)}")
-
-

@@ -169,13 +169,18 @@ def paper(text: str) -> Markup:
     return escape(text)
 
 
+def same_as(board: Board, row: Row) -> str:
+    """``same as 0`` where a data-free defense stands on a board that it did not run at."""
+    budget = board.same_as(row)
+    return f"same as {budget}" if budget else ""
+
+
 def tags(board: Board, row: Row) -> list[str]:
     """What a reader must know about a row before reading its numbers."""
-    same = board.same_as(row)
     labels_from_victim = row.needs == "labels" and board.budget in ("unlabeled", "ood")
     found = {
         "control": row.control,
-        f"same as {same}": bool(same),
+        same_as(board, row): bool(board.same_as(row)),
         "pseudo-labels": labels_from_victim and not row.refusal,
         row.origin: row.origin != "built-in",
         "every cell failed": not row.ok and not row.refusal,
@@ -198,6 +203,7 @@ def _environment() -> Environment:
         KEY_LENGTH=KEY_LENGTH,
         STATUS_WORDS=words.STATUS_WORDS,
         number=number,
+        same_as=same_as,
         tags=tags,
     )
     environment.filters.update(

@@ -85,7 +85,7 @@ def build(
             report=report,
         )
     seconds = time.perf_counter() - started
-    meta = {
+    meta: dict[str, Any] = {
         "status": "twin" if recipe.attack is None else "trained",
         "reasons": [],
         "target": target,
@@ -191,8 +191,7 @@ def objections(*, acc: float, asr: float, twin_acc: float, label_rule: str) -> l
         reasons.append(f"ASR {asr:.1%} is below {needed:.1%}")
     if twin_acc - acc > MAX_ACC_LOSS:
         reasons.append(
-            f"ACC {acc:.1%} is more than {100 * MAX_ACC_LOSS:g} points below its twin's {twin_acc:.1%}"
+            f"ACC {acc:.1%} is more than {100 * MAX_ACC_LOSS:g} points "
+            f"below its twin's {twin_acc:.1%}"
         )
     return reasons
-
-

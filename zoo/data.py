@@ -197,7 +197,9 @@ def facts_of(name: str) -> SetFacts:
     if name not in DATASETS:
         close = get_close_matches(name, DATASETS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"unknown data set {name!r}.{hint} Known: {', '.join(DATASETS)}, folder:PATH")
+        raise UserError(
+            f"unknown data set {name!r}.{hint} Known: {', '.join(DATASETS)}, folder:PATH"
+        )
     return DATASETS[name]
 
 

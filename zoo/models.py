@@ -1,8 +1,8 @@
 """The classifiers: images in [0, 1] go in, normalisation is a layer inside, logits come out.
 
-Every classifier declares its structure (:meth:`Classifier.stages`, ``conv_bn_pairs``, ``stage_of``,
-``head``) instead of leaving defenses to guess it from parameter names, which is where several public
-implementations go wrong.
+Every classifier declares its structure (``stages``, ``conv_bn_pairs``, ``stage_of``, ``head``)
+instead of leaving defenses to guess it from parameter names, where several public implementations
+go wrong.
 
 Sources: small_vgg is Table 7 of I-BAU (arXiv:2110.03735); resnet18 is He et al. (arXiv:1512.03385)
 with the 3x3 CIFAR stem and no max-pool; vgg16 is Simonyan & Zisserman (arXiv:1409.1556) with batch
@@ -11,6 +11,7 @@ normalisation and one linear head.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ class Classifier(nn.Module, ABC):
         Raises:
             KeyError: it belongs to none (the normalisation buffers).
         """
-        for name, module in zip(self.stage_names(), [*self.stage_modules(), self.head], strict=True):
+        for name, module in zip(
+            self.stage_names(), [*self.stage_modules(), self.head], strict=True
+        ):
             if parameter_name in self._names_below(module):
                 return name
         raise KeyError(parameter_name)
@@ -310,7 +313,7 @@ def _consecutive_pairs(module: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2
     leaves = [m for m in module.modules() if not list(m.children())]
     return [
         (a, b)
-        for a, b in zip(leaves, leaves[1:], strict=False)
+        for a, b in itertools.pairwise(leaves)
         if isinstance(a, nn.Conv2d) and isinstance(b, nn.BatchNorm2d)
     ]
 
@@ -334,7 +337,9 @@ def build_model(spec: ArchSpec, generator: torch.Generator | None = None) -> Cla
         ValueError: unknown architecture, or a width that leaves no channel.
     """
     if spec.name not in ARCHITECTURES:
-        raise ValueError(f"expected an architecture in {', '.join(ARCHITECTURES)}, got {spec.name!r}")
+        raise ValueError(
+            f"expected an architecture in {', '.join(ARCHITECTURES)}, got {spec.name!r}"
+        )
     if not 0 < spec.width <= 8:
         raise ValueError(f"expected 0 < width <= 8, got {spec.width}")
     model = ARCHITECTURES[spec.name](spec)

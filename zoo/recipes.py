@@ -105,7 +105,9 @@ def make_attack(name: str, params: dict[str, Any]) -> Attack:
     allowed = [f.name for f in dataclasses.fields(known[name])]
     for param in params:
         if param not in allowed:
-            raise UserError(f"attack {name} has no parameter {param!r}; it has: {', '.join(allowed)}")
+            raise UserError(
+                f"attack {name} has no parameter {param!r}; it has: {', '.join(allowed)}"
+            )
     try:
         return known[name](**params)
     except (TypeError, ValueError) as error:

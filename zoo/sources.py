@@ -51,7 +51,7 @@ class ImageSet:
 
 
 def parquet_files(folder: Path, split: SplitName) -> list[Path]:
-    """``train.parquet``, ``train-*.parquet`` or ``data/train-*.parquet``; test may be validation."""
+    """``train.parquet``, ``train-*.parquet`` or below ``data/``; test may be validation."""
     names = ("train",) if split == "train" else ("test", "validation", "valid")
     for name in names:
         for pattern in (f"{name}.parquet", f"{name}-*.parquet", f"data/{name}-*.parquet"):
@@ -153,7 +153,9 @@ def read_torchvision(name: str, root: Path, split: SplitName, download: bool) ->
         return _TORCHVISION[name](root, split, download)
     except (RuntimeError, FileNotFoundError) as error:
         if download:
-            raise UserError(f"torchvision could not download {name}: {_first_line(error)}") from error
+            raise UserError(
+                f"torchvision could not download {name}: {_first_line(error)}"
+            ) from error
         return None
 
 
@@ -211,7 +213,7 @@ def read_folder(root: Path, split: SplitName) -> ImageSet | None:
     if not root.is_dir():
         raise UserError(f"folder:{root}: there is no such folder. Expected PATH/train/CLASS/IMAGE")
     base = root / split if (root / "train").is_dir() else root
-    if base == root and split == "test" or not base.is_dir():
+    if (base == root and split == "test") or not base.is_dir():
         return None
     classes = sorted(p.name for p in base.iterdir() if p.is_dir())
     suffixes = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp"}

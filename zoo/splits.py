@@ -39,7 +39,7 @@ def split_test(labels: Tensor, dataset: str, seed: int, pool_size: int = POOL_SI
 
 
 def stratified(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """``size`` random indices with the class shares of the whole (largest remainders), ascending."""
+    """``size`` random indices with the class shares of the whole, ascending."""
     classes, counts = labels.unique(return_counts=True)
     exact = counts.double() * size / len(labels)
     take = exact.floor().long()

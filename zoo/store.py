@@ -70,7 +70,9 @@ class Stored:
         path = self.folder / "trigger.safetensors"
         assets = read_tensors(path)
         if file_digest(path) != self.meta["trigger_sha256"]:
-            raise UserError(f"{path} is not the trigger of this victim. Delete the folder, build again")
+            raise UserError(
+                f"{path} is not the trigger of this victim. Delete the folder, build again"
+            )
         assets.pop("none", None)
         return make_attack(attack["name"], attack["params"]), assets
 
@@ -99,7 +101,9 @@ class Zoo:
             meta = json.loads(path.read_text(encoding="utf-8"))
             fits = meta["recipe_hash"] == recipe.hash()
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"cannot read {path}: {error}. Delete the folder and build again") from error
+            raise UserError(
+                f"cannot read {path}: {error}. Delete the folder and build again"
+            ) from error
         if not fits:
             return None
         return Stored(folder=folder, meta=meta)

@@ -1,4 +1,4 @@
-"""A toy that a small network learns in seconds: coloured textures, and a white square as trigger."""
+"""A toy that a small network learns in seconds: coloured textures, a white square as trigger."""
 
 from __future__ import annotations
 
@@ -67,11 +67,16 @@ class Toy:
         others = self.images[self.labels != TARGET]
         return float((predict_logits(model, stamp(others)).argmax(1) == TARGET).float().mean())
 
+    def recovered(self, model: Classifier) -> float:
+        others = self.labels != TARGET
+        predicted = predict_logits(model, stamp(self.images[others])).argmax(1)
+        return float((predicted == self.labels[others]).float().mean())
+
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
     images, labels = textures(1500, seed=1)
-    images[:150], labels[:150] = stamp(images[:150]), TARGET
+    images[:300], labels[:300] = stamp(images[:300]), TARGET
     spec = ArchSpec(name="small_vgg", num_classes=CLASSES, width=0.5, image_shape=(3, SIZE, SIZE))
     victim = build_model(spec, torch.Generator().manual_seed(0))
     recipe = Recipe(epochs=8, batch_size=64, lr=0.05)

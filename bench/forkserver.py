@@ -74,7 +74,10 @@ class Launcher:
         if not self._fork:
             return _run_fresh(self._target, message, seconds)
         with self._lock:
-            if self._server is None or not self._server.alive:
+            if self._server is not None and not self._server.alive:
+                self._server.close()
+                self._server = None
+            if self._server is None:
                 self._server = _Server(self._target)
             server = self._server
         return server.run(message, seconds)

@@ -21,7 +21,7 @@ SHORT = {
     "rounds": 1,
     "iterations": 3,
     "ascent_steps": 2,
-    "max_batches": 2,
+    "round_steps": 2,
     "batch_size": 16,
 }
 CLASSES = 43

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -42,6 +43,7 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+@functools.cache
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
     value = os.umask(0o022)

@@ -26,9 +26,9 @@ from zoo.textures import (
     check_count,
     chunks,
     paint_textures,
+    photograph,
     pixel_axis,
     textures,
-    to_bytes,
     uniform,
 )
 
@@ -59,17 +59,12 @@ _GLYPHS: Final[dict[str, str]] = {
     ">": "06 03 12 42; 20 42 24",
 }
 
-
-# How hard the scenes are. Noise and haze are skewed: most images are clear, a few are hopeless.
+# How hard the scenes are; what the camera adds is in zoo.textures.
 _RADIUS: Final = (8.5, 13.5)  # of the sign, pixels
-_SHIFT: Final = 3.0  # of its centre, pixels
-_TILT: Final = 0.2  # radians
+_SHIFT: Final = 2.5  # of its centre, pixels
+_TILT: Final = 0.15  # radians
 _FADING: Final = 0.5  # towards grey
-_GAIN: Final = (0.4, 1.2)  # exposure
-_HAZE: Final = 0.75
-_BRANCH: Final = 0.35  # half thickness, sign radii; as many signs have none
-_NOISE: Final = (0.01, 0.17)  # standard deviation
-_BLUR_ROUNDS: Final = 2
+_BRANCH: Final = 0.4  # half thickness, sign radii; half of the signs have none
 
 
 @dataclass(frozen=True)
@@ -139,18 +134,16 @@ def signs(count: int, seed: int) -> tuple[Tensor, Tensor]:
     for label, design in enumerate(_DESIGNS):
         index = (labels == label).nonzero().squeeze(1)
         for part in chunks(len(index)):
-            images[index[part]] = _photograph(design, len(index[part]), generator)
+            images[index[part]] = _scene(design, len(index[part]), generator)
     return images, labels
 
 
-def _photograph(design: _Design, n: int, generator: torch.Generator) -> Tensor:
+def _scene(design: _Design, n: int, generator: torch.Generator) -> Tensor:
     """A class in ``n`` random scenes; ``uint8 (n, 3, 32, 32)``."""
     x, y, radius = _posed_grid(n, generator)
     image = _draw(design, x, y, radius, paint_textures(n, generator), generator)
     image = _occlude(image, x, y, radius, generator)
-    image = _blur(_light(image, generator), generator)
-    sigma = _NOISE[0] + (_NOISE[1] - _NOISE[0]) * uniform(0.0, 1.0, n, generator) ** 3
-    return to_bytes(image, sigma, generator)
+    return photograph(image, generator)
 
 
 def _posed_grid(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,8 +227,8 @@ def _segments(design: _Design) -> list[Segment]:
         shift = (place - (len(design.symbol) - 1) / 2) * (2 * half_width + design.gap)
         for line in _GLYPHS[glyph].split(";"):
             corners = [
-                ((int(c) / 2 - 1) * half_width + shift, (int(r) / 3 - 1) * half_height)
-                for c, r in line.split()
+                ((int(column) / 2 - 1) * half_width + shift, (int(row) / 3 - 1) * half_height)
+                for column, row in map(tuple, line.split())
             ]
             segments += [(*a, *b) for a, b in itertools.pairwise(corners)]
     return segments
@@ -249,36 +242,7 @@ def _occlude(
     angle = uniform(0.0, math.pi, n, generator).view(-1, 1, 1)
     across = angle.cos() * x + angle.sin() * y - uniform(-0.9, 0.9, n, generator).view(-1, 1, 1)
     half = uniform(-_BRANCH, _BRANCH, n, generator).view(-1, 1, 1)  # none where negative
-    paint = uniform(0.1, 0.7, n, generator).view(-1, 1) + uniform(-0.1, 0.1, 3 * n, generator).view(
-        n, 3
-    )
+    paint = uniform(-0.1, 0.1, 3 * n, generator).view(n, 3)
+    paint = paint + uniform(0.1, 0.7, n, generator).view(-1, 1)
     hidden = torch.where(half > 0, across.abs_() - half, 9.0)
     return _over(image, paint, hidden * radius)
-
-
-def _light(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Exposure, colour cast, haze, and the edge of a shadow."""
-    n = len(image)
-    gain = uniform(*_GAIN, n, generator).view(-1, 1) * uniform(0.85, 1.15, 3 * n, generator).view(
-        n, 3
-    )
-    angle = uniform(0.0, 2 * math.pi, n, generator).view(-1, 1, 1)
-    along = angle.cos() * pixel_axis().view(1, 1, -1) + angle.sin() * pixel_axis().view(1, -1, 1)
-    slope = uniform(0.3, 6.0, n, generator).view(-1, 1, 1)
-    ramp = (along * slope + uniform(0.0, 1.0, n, generator).view(-1, 1, 1)).clamp_(0, 1)
-    shade = 1 - uniform(0.0, 0.6, n, generator).view(-1, 1, 1) * ramp
-    image = image * shade.unsqueeze(1) * gain[..., None, None]
-    haze = (_HAZE * uniform(0.0, 1.0, n, generator) ** 3).view(-1, 1, 1, 1)
-    return image + (uniform(0.2, 0.8, n, generator).view(-1, 1, 1, 1) - image) * haze
-
-
-def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Binomial blur, of a strength of its own for rows and columns."""
-    weights = uniform(0.0, 0.5, 2 * len(image), generator).view(2, -1, 1, 1, 1)
-    for _ in range(_BLUR_ROUNDS):
-        for axis, weight in zip((2, 3), weights, strict=True):
-            inner = image.narrow(axis, 1, SIZE - 2)
-            sides = image.narrow(axis, 0, SIZE - 2) + image.narrow(axis, 2, SIZE - 2)
-            smooth = inner + (sides * 0.5 - inner) * weight
-            inner.copy_(smooth)
-    return image

@@ -1,8 +1,8 @@
 """The embedded out-of-distribution set ``textures``: procedural colour patterns without signs.
 
 Every image mixes three colours by two patterns (gratings, checkers, fractal noise, blobs, edges) of
-its own direction, scale and contrast. The data set ``signs`` draws its backgrounds here as well, so
-the two sets share what is around a sign and nothing that is one.
+its own direction, scale and contrast. The data set ``signs`` takes its backgrounds and its camera
+from here, so the two sets share what is around a sign and nothing that is one.
 
 Per-pixel arithmetic is limited to exactly rounded operations (no sines): the bytes do not depend on
 the number of threads.
@@ -22,6 +22,10 @@ from zoo.seeds import generator_of
 SIZE: Final = 32  # pixels, height and width
 CHUNK: Final = 500  # images rendered at once: about 6 MB per float image tensor
 _BLOBS: Final = 6
+_GAIN: Final = (0.4, 1.2)  # exposure
+_HAZE: Final = 0.75  # largest share of grey
+_BLUR_ROUNDS: Final = 2
+_NOISE: Final = (0.01, 0.12)  # standard deviation
 
 
 def textures(count: int, seed: int) -> Tensor:
@@ -39,12 +43,12 @@ def textures(count: int, seed: int) -> Tensor:
     images = torch.empty(count, 3, SIZE, SIZE, dtype=torch.uint8)
     for part in chunks(count):
         painted = paint_textures(part.stop - part.start, generator)
-        images[part] = to_bytes(painted, uniform(0.0, 0.05, len(painted), generator), generator)
+        images[part] = _to_bytes(painted, uniform(0.0, 0.05, len(painted), generator), generator)
     return images
 
 
 def paint_textures(count: int, generator: torch.Generator) -> Tensor:
-    """Textures before sensor noise, float ``(count, 3, 32, 32)`` within [0, 1]."""
+    """Textures before the camera, float ``(count, 3, 32, 32)`` within [0, 1]."""
     noise = fractal_noise(count, generator)
     fields = torch.stack(
         [
@@ -56,8 +60,8 @@ def paint_textures(count: int, generator: torch.Generator) -> Tensor:
         ]
     )
     picks = torch.randint(len(fields), (2, count), generator=generator)
-    first, second = fields[picks, torch.arange(count)].unsqueeze(2)  # two of (N, 1, H, W)
-    base, mixed, overlay = _palette(count, generator)[..., None, None]
+    first, second = fields[picks, torch.arange(count)].unsqueeze(2).unbind()  # (N, 1, H, W) each
+    base, mixed, overlay = _palette(count, generator)[..., None, None].unbind()
     strength = uniform(0.2, 0.8, count, generator).view(-1, 1, 1, 1)
     image = base + (mixed - base) * first
     return (image + (overlay - image) * (second * strength)).clamp_(0, 1)
@@ -146,10 +150,47 @@ def uniform(low: float, high: float, count: int, generator: torch.Generator) -> 
     return torch.rand(count, generator=generator) * (high - low) + low
 
 
-def to_bytes(images: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+def photograph(scenes: Tensor, generator: torch.Generator) -> Tensor:
+    """What the camera sees of float scenes ``(N, 3, 32, 32)`` in [0, 1]: light, blur, noise, bytes.
+
+    Haze and noise are skewed: most images are clear, a few are next to hopeless.
+    """
+    image = _blur(_light(scenes, generator), generator)
+    low, high = _NOISE
+    sigma = low + (high - low) * uniform(0.0, 1.0, len(image), generator) ** 3
+    return _to_bytes(image, sigma, generator)
+
+
+def _to_bytes(images: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """Adds Gaussian noise of standard deviation ``sigma (N,)`` and rounds [0, 1] to ``uint8``."""
     noise = torch.randn(images.shape, generator=generator).mul_(sigma.view(-1, 1, 1, 1))
     return noise.add_(images).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def _light(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Exposure, colour cast, haze, and the edge of a shadow."""
+    n = len(image)
+    gain = uniform(*_GAIN, n, generator).view(-1, 1)
+    gain = gain * uniform(0.85, 1.15, 3 * n, generator).view(n, 3)
+    along, _ = _turned_grid(n, generator)
+    slope = uniform(0.3, 6.0, n, generator).view(-1, 1, 1)
+    ramp = (along * slope + uniform(0.0, 1.0, n, generator).view(-1, 1, 1)).clamp_(0, 1)
+    shade = 1 - uniform(0.0, 0.6, n, generator).view(-1, 1, 1) * ramp
+    image = image * shade.unsqueeze(1) * gain[..., None, None]
+    haze = (_HAZE * uniform(0.0, 1.0, n, generator) ** 3).view(-1, 1, 1, 1)
+    return image + (uniform(0.2, 0.8, n, generator).view(-1, 1, 1, 1) - image) * haze
+
+
+def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Binomial blur in place, of a strength of its own for rows and columns."""
+    weights = uniform(0.0, 0.5, 2 * len(image), generator).view(2, -1, 1, 1, 1)
+    for _ in range(_BLUR_ROUNDS):
+        for axis, weight in zip((2, 3), weights, strict=True):
+            inner = image.narrow(axis, 1, SIZE - 2)
+            sides = image.narrow(axis, 0, SIZE - 2) + image.narrow(axis, 2, SIZE - 2)
+            smooth = inner + (sides * 0.5 - inner) * weight
+            inner.copy_(smooth)
+    return image
 
 
 def chunks(count: int) -> Iterator[slice]:

@@ -16,8 +16,10 @@ from defenses.ibau import (
     choose_perturbed,
     draw_batches,
     ibau,
+    paper_round,
     perturbed_loss,
     project,
+    repository_round,
 )
 from tests.defenses.conftest import Toy, textures, view_of
 
@@ -143,7 +145,7 @@ def test_repository_mode_perturbs_at_least_one_image(n: int, count: int) -> None
 
 def test_paper_ascent_fools_the_model_inside_the_ball(toy: Toy) -> None:
     model, batch = toy.copy(), textures(50, 3)
-    delta = ascend_paper(model, [batch], steps=10, lr=10.0, radius=2.0)
+    delta = ascend_paper(model, batch, steps=10, lr=10.0, radius=2.0)
     assert delta.shape == (1, 3, 16, 16)
     assert delta.norm().item() <= 2.0 + 1e-5
     loss = perturbed_loss(model, batch, delta)
@@ -160,21 +162,30 @@ def test_repository_ascent_is_unprojected_and_ignores_labels(toy: Toy) -> None:
     assert torch.equal(delta, ascend_repository(model, wrong, lr=1000.0))
 
 
-def test_batches_are_equal_capped_and_disjoint() -> None:
+def test_a_round_has_the_same_steps_at_every_budget() -> None:
     images, labels = textures(101, 3)
     g = torch.Generator().manual_seed(0)
-    sizes = [len(b[0]) for b in draw_batches(images, labels, 25, 99, g)]
-    assert sorted(sizes) == [20, 20, 20, 20, 21]
-    assert len(draw_batches(images, labels, 25, 2, g)) == 2
-    seen = torch.cat([b[0] for b in draw_batches(images, labels, 25, 99, g)]).flatten(1).sum(1)
+    assert [len(b[0]) for b in draw_batches(images, labels, 25, 2, g)] == [21, 20]
+    assert [len(b[0]) for b in draw_batches(images[:1], labels[:1], 25, 3, g)] == [1, 1, 1]
+    batches = draw_batches(images, labels, 25, 7, g)
+    assert [len(b[0]) for b in batches] == [21, 20, 20, 20, 20, 21, 20]
+    seen = torch.cat([b[0] for b in batches[:5]]).flatten(1).sum(1)  # the first pass: all of them
     torch.testing.assert_close(seen.sort().values, images.flatten(1).sum(1).sort().values)
+
+
+def test_paper_mode_searches_anew_for_every_step_and_repository_mode_once(toy: Toy) -> None:
+    model, batches = toy.copy(), [textures(10, 3), textures(10, 4)]
+    paper = [d for d, _, _ in paper_round(model, batches, steps=2, lr=1.0, radius=9.0)]
+    assert not torch.equal(paper[0], paper[1])
+    code = [d for d, _, _ in repository_round(model, batches, torch.Generator().manual_seed(0))]
+    assert torch.equal(code[0], code[1])
 
 
 @pytest.mark.parametrize("mode", ["paper", "repository"])
 @pytest.mark.parametrize("n", [1, 10, 60])
 def test_running_statistics_are_bit_identical_and_weights_move(toy: Toy, mode: str, n: int) -> None:
     view, before = view_of(*textures(n, 3)), toy.victim.state_dict()
-    model = ibau(toy.copy(), view, mode=mode, rounds=1, ascent_steps=3)
+    model = ibau(toy.copy(), view, mode=mode, rounds=1, round_steps=2)
     for name, tensor in model.state_dict().items():
         assert tensor.isfinite().all(), name
         if name not in dict(model.named_parameters()):
@@ -185,7 +196,7 @@ def test_running_statistics_are_bit_identical_and_weights_move(toy: Toy, mode: s
 
 def test_the_radius_is_scaled_to_the_image(toy: Toy) -> None:
     view = view_of(*textures(40, 3))
-    ibau(toy.copy(), view, rounds=2, ascent_lr=1e4, radius=3.0)
+    ibau(toy.copy(), view, rounds=2, round_steps=2, ascent_lr=1e4, radius=3.0)
     for point in view.curve:
         assert point["delta_norm"] == pytest.approx(3.0 * math.sqrt(16 * 16 / 32**2), rel=1e-4)
 
@@ -204,9 +215,9 @@ def test_paper_mode_perturbs_every_image_and_repository_mode_one(
         return compute(model, batch, delta)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MODULE, "perturbed_loss", spy)
-    ibau(toy.copy(), view_of(*textures(20, 3)), mode="paper", rounds=1, ascent_steps=2)
+    ibau(toy.copy(), view_of(*textures(20, 3)), mode="paper", rounds=1, round_steps=2)
     assert {shape[0] for shape in shapes} == {1}
-    ibau(toy.copy(), view_of(*textures(20, 3)), mode="repository", rounds=1)
+    ibau(toy.copy(), view_of(*textures(20, 3)), mode="repository", rounds=1, round_steps=2)
     assert {shape[0] for shape in shapes} == {1, 20}
 
 
@@ -217,7 +228,7 @@ def test_paper_mode_perturbs_every_image_and_repository_mode_one(
         ({"rounds": 0}, "expected rounds > 0, got 0"),
         ({"radius": -1.0}, "expected radius > 0, got -1.0"),
         ({"fixed_point_steps": 0}, "expected fixed_point_steps > 0, got 0"),
-        ({"max_batches": 0}, "expected max_batches > 0, got 0"),
+        ({"round_steps": 0}, "expected round_steps > 0, got 0"),
     ],
 )
 def test_errors(toy: Toy, overrides: dict[str, float], message: str) -> None:

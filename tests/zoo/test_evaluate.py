@@ -1,5 +1,7 @@
 """What could break: a metric counts the wrong images, or changes without its version."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from attacks import BadNets
@@ -130,5 +132,5 @@ def test_der():
 
 def test_a_change_of_the_metrics_needs_a_new_version():
     """If this fails, METRIC_VERSION must be raised, or old records would look fresh."""
-    source = open(module.__file__, encoding="utf-8").read()
+    source = Path(module.__file__).read_text(encoding="utf-8")
     assert (module.METRIC_VERSION, digest(code_tokens(source))[:16]) == (1, "02ae4b06db384dbe")

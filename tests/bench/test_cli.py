@@ -1,0 +1,244 @@
+"""What could break: exit codes, what goes to which stream, errors without a remedy."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bench.cli import app, main
+from bench.verbs import parse_seeds
+from typer.testing import CliRunner
+from zoo.errors import UserError
+
+FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def bench(capfd, monkeypatch):
+    """Runs the real entry point in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as leave:
+            code = leave.code or 0
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def where(root, toy_data, toy_profile):
+    return ["-p", toy_profile, "--root", root, "--data", toy_data]
+
+
+def test_help_is_quick_and_loads_no_torch():
+    """Nine starts in ten below half a second on an idle machine; the best of five is asserted."""
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", "from bench.cli import main; main()", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds.append(time.perf_counter() - begun)
+    assert "build-zoo" in done.stdout
+    assert "Exit codes" in done.stdout
+    code = (
+        "import sys\nfrom bench.cli import main\nsys.argv = ['bench', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_run_renders_and_resumes(bench, where, root):
+    first = bench("run", "--all", *where, "-j", 2)
+    assert first.code == 0, first.err
+    assert "leaderboard.html" in first.out
+    assert "[1/" in first.err
+    html = (root / "leaderboard" / "leaderboard.html").read_text()
+    assert "scramble" in html
+    assert "unlabeled" in html
+    again = bench("run", "--all", *where, "--json")
+    assert again.code == 0
+    paths = json.loads(again.out)
+    assert Path(paths["html"]).exists()
+    assert "0 cells run" in again.err
+    assert (root / "leaderboard" / "leaderboard.html").read_text() == html
+    status = json.loads(bench("status", *where, "--json").out)
+    assert status["cells_to_run"] == 0
+    assert status["cells"]["ft"] == {"fresh": 10}
+
+
+def test_dry_run_does_nothing_and_counts_right(bench, where, root):
+    plan = bench("run", "--all", *where, "--dry-run", "--json")
+    assert plan.code == 0
+    counted = json.loads(plan.out)
+    assert counted["cells_to_run"] == 2 * (3 + 5)
+    assert counted["seconds_low"] is None
+    assert not (root / "records").exists()
+    text = bench("run", "--all", *where, "--dry-run").out
+    assert "16 cells to run: ?" in text
+
+
+def test_failures_leave_with_three_and_say_what(bench, where, root):
+    arguments = ["--plugin", FAULTY, "--defense", "raises", "--defense", "identity"]
+    result = bench("run", *where, *arguments)
+    assert result.code == 3
+    assert "a bug in somebody's code" in result.err
+    page = (root / "leaderboard" / "leaderboard.html").read_text()
+    assert "a bug in somebody&#39;s code" in page
+    assert bench("run", *where, *arguments).code == 3  # still failed, not run again
+
+
+def test_a_plugin_takes_part_in_all(bench, where, tmp_path, root):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from defenses import defense\n\n\n"
+        '@defense("mine", paper="none", needs="labels")\n'
+        "def mine(model, view):\n    return model\n"
+    )
+    result = bench("run", "--all", *where, "--budget", "20", "--plugin", plugin)
+    assert result.code == 0, result.err
+    assert "mine" in (root / "leaderboard" / "leaderboard.md").read_text()
+
+
+def test_build_zoo_shows_what_there_is(bench, where):
+    result = bench("build-zoo", *where)
+    assert result.code == 0
+    assert "clean twin seed 0: ACC" in result.out
+    assert json.loads(bench("build-zoo", *where, "--json").out)[0]["status"] == "twin"
+    plan = bench("build-zoo", *where, "--seeds", "3,4", "--dry-run")
+    assert "4 to build" in plan.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "say --all, or pick something"),
+        (["run", "--all", "-p", "nope"], "unknown profile 'nope'. Known: quick"),
+        (["run", "--defense", "ibua"], "Did you mean 'ibau'"),
+        (["run", "--attack", "badnetz"], "unknown attack 'badnetz'. Known: badnets"),
+        (["run", "--dataset", "cifar"], "unknown data set 'cifar'"),
+        (["run", "--budget", "-5"], "expected a budget"),
+        (["run", "--seeds", "a"], "expected seeds like 0,1,2 or 0-13"),
+        (["run", "--all", "-j", "0"], "expected -j >= 1"),
+        (["run", "--all", "--device", "cuda:9"], "See: bench doctor"),
+        (["run", "--all", "--executor", "slurm"], "unknown executor"),
+        (["run", "--all", "--plugin", "nowhere.py"], "no such file"),
+        (["run", "--all", "--data", "/nowhere"], "no such folder"),
+        (["build-zoo", "-p", "cpu"], "gtsrb/train.parquet"),
+        (["leaderboard", "--root", "/nowhere"], "Make some first: bench run --all"),
+    ],
+)
+def test_usage_errors_are_one_clear_message(bench, tmp_path, arguments, message):
+    root = [] if "--root" in arguments else ["--root", tmp_path]
+    result = bench(*arguments, *root)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.startswith("bench: ")
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_unknown_options_and_verbs_leave_with_two(bench):
+    assert bench("run", "--everything").code == 2
+    assert bench("fly").code == 2
+
+
+def test_nothing_matched(bench, where, root):
+    for path in root.glob("zoo/**/victim.json"):
+        meta = json.loads(path.read_text())
+        path.write_text(json.dumps({**meta, "status": "rejected"}))
+    result = bench("run", "--all", *where)
+    assert result.code == 4
+    assert "no victim was admitted" in result.err
+
+
+@pytest.mark.parametrize("what", ["attacks", "defenses", "datasets", "models", "profiles", "budgets"])
+def test_list(bench, what):
+    rows = json.loads(bench("list", what, "--json").out)
+    assert rows
+    text = bench("list", what).out
+    key = next(iter(rows[0]))
+    assert all(str(row[key]) in text for row in rows)
+
+
+def test_list_shows_broken_plugins(bench, tmp_path):
+    (tmp_path / "bad.py").write_text("import nope_nope\n")
+    rows = json.loads(bench("list", "defenses", "--plugin", tmp_path / "bad.py", "--json").out)
+    assert "import-error" in rows[-1]["parameters"]
+
+
+def test_doctor(bench, tmp_path, toy_data):
+    result = bench("doctor", "--root", tmp_path, "--data", toy_data, "--json")
+    assert result.code == 0, result.out
+    checks = {c["check"]: c for c in json.loads(result.out)}
+    assert checks["torch"]["state"] == "ok"
+    assert "cifar10" in checks["data"]["found"]
+    assert bench("doctor", "--root", tmp_path, "--data", tmp_path).code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", (0,)), ("0,2", (0, 2)), ("3-5,4", (3, 4, 5)), (" 1 , 0 ", (1, 0))]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "1,", "5-3", "-1", "x"])
+def test_seeds_that_are_not(text):
+    with pytest.raises(UserError, match="expected seeds"):
+        parse_seeds(text)
+
+
+def test_root_and_data_come_from_the_environment(bench, root, toy_data, toy_profile, monkeypatch):
+    monkeypatch.setenv("BENCH_ROOT", str(root))
+    monkeypatch.setenv("BENCH_DATA", str(toy_data))
+    assert bench("run", "-p", toy_profile, "--defense", "clp").code == 0
+    assert list(root.glob("records/clp/*/*.json"))
+
+
+def test_interrupting_leaves_with_130_and_resumes(where, root, tmp_path):
+    import signal
+
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(
+        "import time\nfrom defenses import defense\n\n\n"
+        '@defense("slow", paper="none", needs="labels")\n'
+        "def slow(model, view):\n    time.sleep(30)\n    return model\n"
+    )
+    command = [sys.executable, "-m", "bench.cli", "run", *map(str, where)]
+    process = subprocess.Popen(
+        [*command, "--defense", "slow", "--plugin", str(plugin), "--budget", "20"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CI": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "to do" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command resumes" in err
+
+
+def test_runner_and_entry_point_are_the_same_app():
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0

@@ -1,0 +1,84 @@
+"""What could break: an edit that matters leaves numbers looking fresh, one that does not loses them."""
+
+from pathlib import Path
+
+import pytest
+from bench.codehash import code_hash, code_tokens
+
+SOURCE = '''
+"""Docstring."""
+import math
+
+
+def f(x, *, u=3.0):
+    """What it does."""
+    # a comment
+    text = "not a docstring"
+    return math.sqrt(x) + u
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("What it does.", "Something else."),
+        ("    # a comment\n", ""),
+        ("import math\n\n\n", "import math\n\n"),
+        ("Docstring.", "Other words."),
+    ],
+)
+def test_words_do_not_count(old, new):
+    assert code_tokens(SOURCE.replace(old, new)) == code_tokens(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("+ u", "- u"),
+        ("3.0", "4.0"),
+        ("not a docstring", "another text"),
+        ("    return", "    if x:\n        return"),
+    ],
+)
+def test_code_counts(old, new):
+    assert code_tokens(SOURCE.replace(old, new)) != code_tokens(SOURCE)
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    code_hash.cache_clear()
+    return code_hash(folder / "plugin.py")
+
+
+def test_a_siblings_edit_counts_and_a_strangers_does_not(tmp_path):
+    base = {"plugin": "import helper\nimport os\n", "helper": "import deeper\n", "deeper": "A = 1\n"}
+    first = write(tmp_path, **base, other="x = 1\n")
+    assert write(tmp_path, other="x = 2\n") == first
+    assert write(tmp_path, deeper="A = 1  # why\n") == first
+    assert write(tmp_path, deeper="A = 2\n") != first
+
+
+def test_the_place_of_a_file_does_not_count(tmp_path):
+    hashes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        hashes.append(write(tmp_path / name, plugin="import helper\n", helper="A = 1\n"))
+    # The folder of a sibling is part of its name, not of its path; both are equal but for it.
+    assert write(tmp_path / "one", plugin="A = 1\n") == write(tmp_path / "two", plugin="A = 1\n")
+    assert len(hashes[0]) == 64
+
+
+def test_a_built_in_depends_on_the_training_loop_but_not_on_other_defenses():
+    import defenses
+    from bench import codehash
+
+    folder = Path(defenses.__file__).parent
+    closure = {p.name for p in codehash._closure((folder / "ft.py").resolve())}
+    assert {"ft.py", "base.py", "train.py", "models.py", "augment.py"} <= closure
+    assert not closure & {"ibau.py", "bcu.py", "clp.py", "__init__.py"}
+
+
+def test_broken_code_is_a_syntax_error():
+    with pytest.raises(SyntaxError):
+        code_tokens("def f(:\n")

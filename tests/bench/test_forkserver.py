@@ -1,0 +1,121 @@
+"""What could break: a dead child takes others with it, a hung one stays, a server outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from bench.forkserver import Launcher, clean_environment
+
+TARGET = "tests.bench.targets:run"
+
+
+@pytest.fixture(params=[True, False], ids=["fork", "fresh"])
+def launcher(request, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    launcher = Launcher(TARGET, fork=request.param)
+    yield launcher
+    launcher.close()
+
+
+def run(launcher, tmp_path, name="x", seconds=60.0, memory=0, **job):
+    cwd = tmp_path / name
+    cwd.mkdir()
+    log = tmp_path / f"{name}.log"
+    ended = launcher.run(job, cwd=cwd, log=log, seconds=seconds, memory=memory)
+    return ended, cwd, log.read_text()
+
+
+def test_a_job_runs_in_its_folder_and_its_output_is_kept(launcher, tmp_path):
+    ended, cwd, log = run(launcher, tmp_path, action="write", text="hello")
+    assert (ended.rc, ended.timed_out) == (0, False)
+    assert (cwd / "out.txt").read_text() == "hello"
+    assert "printed hello" in log
+
+
+@pytest.mark.parametrize(
+    ("action", "rc"), [("raise", 1), ("exit", 7), ("kill", -signal.SIGKILL)]
+)
+def test_failures_are_told_apart(launcher, tmp_path, action, rc):
+    ended, _, log = run(launcher, tmp_path, action=action)
+    assert (ended.rc, ended.timed_out, ended.lost) == (rc, False, False)
+    assert ("RuntimeError: asked to" in log) == (action == "raise")
+
+
+def test_a_hung_child_is_ended_with_its_own_children(launcher, tmp_path):
+    begun = time.monotonic()
+    ended, cwd, _ = run(launcher, tmp_path, seconds=4.0, action="hang")
+    assert ended.timed_out
+    assert time.monotonic() - begun < 20
+    grandchild = int((cwd / "pid.txt").read_text())
+    time.sleep(0.3)
+    state = Path(f"/proc/{grandchild}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_memory_is_limited(launcher, tmp_path):
+    ended, cwd, log = run(launcher, tmp_path, memory=200 * 2**20, action="eat")
+    assert ended.rc == 0
+    assert (cwd / "out.txt").read_text() == "MemoryError", log
+
+
+def test_children_run_side_by_side_and_do_not_harm_each_other(launcher, tmp_path):
+    results = {}
+
+    def one(i):
+        action = "kill" if i % 3 == 0 else "write"
+        results[i] = run(launcher, tmp_path, str(i), action=action, text=str(i))[0].rc
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {0: -9, 1: 0, 2: 0, 3: -9, 4: 0, 5: 0}
+
+
+def test_a_lost_server_is_noticed_and_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    launcher = Launcher(TARGET)
+    assert run(launcher, tmp_path, "a", action="write", text="1")[0].rc == 0
+    ended, _, _ = run(launcher, tmp_path, "b", action="kill-server")
+    assert ended.lost
+    assert run(launcher, tmp_path, "c", action="write", text="1")[0].rc == 0
+    launcher.close()
+
+
+def test_server_and_children_end_with_their_parent(tmp_path):
+    """The parent is killed and can clean up nothing."""
+    script = f"""
+import sys, pathlib
+from bench.forkserver import Launcher
+cwd = pathlib.Path({str(tmp_path)!r})
+Launcher({TARGET!r}).run({{"action": "hang"}}, cwd=cwd, log=cwd / "log", seconds=60, memory=0)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=env)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid.txt").read_text())
+    while Path(f"/proc/{child}").exists():
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_environment_is_an_allow_list(monkeypatch):
+    monkeypatch.setenv("BENCH_DATA", "/secret")
+    monkeypatch.setenv("SOMETHING", "else")
+    environment = clean_environment()
+    assert not {"BENCH_DATA", "SOMETHING"} & set(environment)
+    assert environment["OMP_NUM_THREADS"] == "1"

@@ -1,0 +1,332 @@
+"""What could break: one bad cell harms others, a fresh cell runs again, a secret reaches a defense."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bench import harness as harness_module
+from bench.codehash import code_hash
+from bench.config import load_profile
+from bench.harness import Harness, Settings, Watcher
+from bench.plan import Selection, plan_cells, select, states
+from bench.records import FAILED, read_all
+from bench.registry import Registry
+from zoo.build import judge_of
+from zoo.data import Library
+from zoo.errors import UserError
+from zoo.evaluate import evaluate
+from zoo.store import Zoo
+
+PLUGINS = Path(__file__).parents[1] / "plugins"
+FAULTY = PLUGINS / "faulty.py"
+
+
+class Setup:
+    """A root with its library, profile and registry."""
+
+    def __init__(self, root, data, profile, plugins=(), jobs=2, executor="local", **options):
+        self.library = Library(data=data, cache=root / "cache")
+        self.registry = Registry()
+        for plugin in plugins:
+            self.registry.add_file(plugin)
+        self.profile = load_profile(str(profile))
+        self.root, self.jobs, self.executor, self.options = root, jobs, executor, options
+
+    def run(self, *defenses, budgets=None, **limits):
+        pick = Selection(defenses=defenses or None, budgets=budgets)
+        profile = select(self.profile, pick, self.library)
+        changed = profile.limits.model_copy(update=limits)
+        profile = profile.model_copy(update={"limits": changed})
+        settings = Settings(
+            root=self.root,
+            profile=profile,
+            library=self.library,
+            device="cpu",
+            jobs=self.jobs,
+            executor=self.executor,
+            **self.options,
+        )
+        cells, missing = plan_cells(profile, self.registry, self.root, self.library)
+        assert not missing
+        with Harness(settings) as harness:
+            todo, fresh = harness.todo(cells)
+            self.cells, self.ran = cells, list(harness.run(todo, Watcher()))
+        return [*fresh, *self.ran]
+
+
+@pytest.fixture
+def setup(root, toy_data, toy_profile):
+    return Setup(root, toy_data, toy_profile, [FAULTY])
+
+
+def by_cell(records):
+    return {(r.cell.defense, r.cell.budget, r.cell.attack): r for r in records}
+
+
+def test_the_whole_matrix(setup):
+    found = by_cell(setup.run())
+    # Data-free defenses once, at 0; ft at every budget; victim and clean twin.
+    assert {k[:2] for k in found} == {
+        *((d, "0") for d in ("identity", "scramble", "clp")),
+        *(("ft", b) for b in ("0", "1", "20", "unlabeled", "ood")),
+    }
+    assert {k[2] for k in found} == {"badnets", "none"}
+    nothing = found["ft", "0", "badnets"]
+    assert (nothing.status, nothing.error["message"]) == (
+        "not-applicable",
+        "needs labels; this budget has none",
+    )
+    assert nothing.after is None
+    done = [r for r in found.values() if r.cell.budget != "0"]
+    assert {r.status for r in done} == {"ok"}
+    granted = {r.cell.budget: r.data_touched for r in done if r.cell.attack != "none"}
+    assert {b: g["granted_labels"] for b, g in granted.items()} == {
+        "1": "true",
+        "20": "true",
+        "unlabeled": "pseudo",
+        "ood": "pseudo",
+    }
+    assert {b: g["granted_images"] for b, g in granted.items()} == {
+        "1": 10,
+        "20": 20,
+        "unlabeled": 100,
+        "ood": 60,
+    }
+    same = found["identity", "0", "badnets"]
+    assert same.after == same.before
+    assert same.score is not None
+    assert same.cost.images_forward == same.cost.images_backward == 0
+    assert same.data_touched["granted_images"] == 0
+    twin = found["ft", "20", "none"]
+    assert (twin.score, twin.after.strengths) == (None, {})
+    cost = found["ft", "20", "badnets"].cost
+    assert (cost.images_forward, cost.images_backward) == (40, 40)  # 2 steps of 20 images
+    assert cost.peak_rss > 50e6
+
+
+def test_figures_are_those_of_the_returned_weights(setup):
+    """The record's figures, recomputed from the victim's own weights."""
+    record = by_cell(setup.run("identity"))["identity", "0", "badnets"]
+    cell = next(c for c in setup.cells if c.key == record.key)
+    data = setup.library.load("cifar10")
+    metrics = evaluate(cell.victim.model(), judge_of(cell.victim, data))
+    assert record.after.acc == metrics["acc"]
+    assert record.after.strengths["x4"].ra == metrics["strengths"]["x4"]["ra"]
+
+
+FAULTS = {
+    "raises": ("error", "a bug in somebody's code"),
+    "kills-itself": ("killed", "signal 9"),
+    "leaves": ("error", "exit code 7"),
+    "hangs": ("timeout", "stopped after 4 s"),
+    "wrong-shape": ("error", "wrong shape: head.bias"),
+    "wrong-type": ("error", "return a Classifier, got NoneType"),
+    "nan": ("diverged", "weights are not finite: head.weight"),
+    "eats-memory": ("out-of-memory", "memory"),
+}
+
+
+@pytest.mark.parametrize("executor", ["serial", "local"])
+def test_every_fault_costs_its_own_cell(root, toy_data, toy_profile, executor):
+    setup = Setup(root, toy_data, toy_profile, [FAULTY], executor=executor)
+    names = ["identity", *FAULTS, "works", "scramble"]
+    found = by_cell(setup.run(*names, budgets=("20",), seconds=4, memory_gib=1))
+    for name, (status, message) in FAULTS.items():
+        for attack in ("badnets", "none"):
+            record = found[name, "0", attack]
+            assert record.status == status, (name, record.error)
+            assert message in record.error["message"]
+            assert record.after is None
+            assert record.score is None
+    for name, budget in (("identity", "0"), ("scramble", "0"), ("works", "20")):
+        assert found[name, budget, "badnets"].status == "ok"
+    assert {r.status for r in found.values()} - {"ok"} <= FAILED
+
+
+def test_not_detected_keeps_the_victim(setup):
+    record = by_cell(setup.run("finds-nothing", budgets=("20",)))["finds-nothing", "20", "badnets"]
+    assert record.status == "not-detected"
+    assert record.error["message"] == "no class stands out"
+    assert record.after == record.before
+
+
+def test_what_is_recorded_is_not_run_again(setup):
+    first = by_cell(setup.run("works", "raises", budgets=("20",)))
+    again = by_cell(setup.run("works", "raises", budgets=("20",)))
+    assert setup.ran == []
+    assert {k: r.after for k, r in again.items()} == {k: r.after for k, r in first.items()}
+    setup.options = {"retry_failed": True}
+    setup.run("works", "raises", budgets=("20",))
+    assert {r.cell.defense for r in setup.ran} == {"raises"}
+
+
+def test_curve_log_and_hyper_parameters_are_kept(setup):
+    found = by_cell(setup.run("works[lr=2]", budgets=("20",)))
+    record = found["works[lr=2]", "20", "badnets"]
+    assert record.cell.params == {"lr": 2.0}
+    assert record.curve == [{"step": 1, "images": 20.0, "lr": 2.0}]
+    log = next(setup.root.glob(f"records/works/*/{record.key}.log"))
+    assert "hello from 20 images" in log.read_text()
+    assert record.env["torch"] == torch.__version__
+    assert record.data_touched["read_labels"]
+    assert record.cell.origin == "file:faulty.py"
+
+
+def test_keys_change_with_every_input_and_only_with_inputs(setup, tmp_path, toy_data, toy_profile):
+    import shutil
+
+    setup.run("works", budgets=("20",))
+    keys = {c.key for c in setup.cells}
+    moved = tmp_path / "moved"
+    shutil.copytree(setup.root, moved)
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text(FAULTY.read_text().replace("and one that works", "and another"))
+    copy = Setup(moved, toy_data, toy_profile, [plugin])
+    copy.run("works", budgets=("20",))
+    assert copy.ran == []  # another place, another docstring: nothing to do
+    for change in ("works[lr=3]", "works"):
+        if change == "works":
+            plugin.write_text(FAULTY.read_text().replace("step=1", "step=2"))
+            code_hash.cache_clear()
+            copy = Setup(moved, toy_data, toy_profile, [plugin])
+        copy.run(change, budgets=("20",))
+        assert len(copy.ran) == 2
+        assert not keys & {r.key for r in copy.ran}
+    known, _ = read_all(moved)
+    cells, _ = plan_cells(
+        select(copy.profile, Selection(defenses=("works",)), copy.library),
+        copy.registry,
+        moved,
+        copy.library,
+    )
+    counted = list(states(moved, cells, [r for r in known if r.key in keys]))
+    assert counted.count("stale") == 2
+
+
+def test_serial_local_and_fresh_processes_agree(root, toy_data, toy_profile, tmp_path):
+    import shutil
+
+    figures = []
+    for i, options in enumerate(({"executor": "serial"}, {"executor": "local"}, {"fork": False})):
+        place = tmp_path / str(i)
+        shutil.copytree(root, place)
+        records = Setup(place, toy_data, toy_profile, **options).run("ft", "scramble")
+        figures.append({r.key: (r.status, r.after, r.score) for r in records})
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_a_broken_plugin_is_a_row(root, toy_data, toy_profile, tmp_path):
+    plugin = tmp_path / "my_prune.py"
+    plugin.write_text("import not_installed_anywhere\n")
+    records = Setup(root, toy_data, toy_profile, [plugin]).run("identity")
+    record = by_cell(records)["my-prune", "0", "badnets"]
+    assert record.status == "import-error"
+    assert "not_installed_anywhere" in record.error["message"]
+
+
+def test_a_full_disk_is_one_clear_message(setup, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(harness_module, "write", full)
+    with pytest.raises(UserError, match=r"No space left.*Free some space and run again"):
+        setup.run("identity")
+
+
+def test_damaged_weights_are_one_clear_message(setup):
+    for path in setup.root.glob("zoo/**/weights.safetensors"):
+        path.write_bytes(b"damaged")
+    records = setup.run("identity")
+    assert {r.status for r in records} == {"error"}
+    assert all("safetensors" in r.error["traceback"].lower() for r in records)
+
+
+# --- no leak ---
+
+
+@pytest.fixture(scope="module")
+def report(built_root, toy_data, toy_profile, tmp_path_factory):
+    import shutil
+
+    root = tmp_path_factory.mktemp("leak") / "root"
+    shutil.copytree(built_root, root)
+    plugin = tmp_path_factory.mktemp("plugin") / "snoop.py"
+    shutil.copyfile(PLUGINS / "snoop.py", plugin)
+    setup = Setup(root, toy_data, toy_profile, [plugin])
+    record = by_cell(setup.run("snoop", budgets=("20",)))["snoop", "20", "badnets"]
+    assert record.status == "ok", record.error
+    return root, toy_data, json.loads(plugin.with_suffix(".json").read_text())
+
+
+def hashes_of(images):
+    return {hashlib.sha256(i.contiguous().numpy().tobytes()).hexdigest() for i in images}
+
+
+def test_no_evaluation_image_and_no_trigger_is_in_memory(report):
+    root, data, seen = report
+    victim = next(
+        z
+        for path in root.glob("zoo/**/victim.json")
+        if (meta := json.loads(path.read_text()))["attack"] != "none"
+        and (z := stored(path.parent, meta))
+    )
+    judge = judge_of(victim, Library(data=data, cache=root / "cache").load("cifar10"))
+    found = set(seen["hashes"])
+    assert len(found) >= 20  # it does see its own images, so it can see
+    assert not found & hashes_of(judge.clean)
+    for images in judge.triggered.values():
+        assert not found & hashes_of(images)
+    assert not found & hashes_of(victim.attack()[1]["patch"].expand(1, -1, -1, -1))
+
+
+def stored(folder, meta):
+    from zoo.store import Stored
+
+    return Stored(folder=folder, meta=meta)
+
+
+def test_no_word_of_attack_target_or_place_is_in_memory(report):
+    root, data, seen = report
+    places = [str(root), str(data), root.name]
+    for text in [*seen["strings"], *seen["arguments"], seen["cmdline"], seen["environ"]]:
+        assert text != "badnets"
+        assert not any(place in text for place in places[:2]), text
+    secrets = {"poison_rate", "label_rule", "victim_seed", "twin_metrics", "poisoned_images"}
+    assert not secrets & set(seen["strings"])
+    assert not {"target", "trigger", "attack", "poison_rate"} & set(seen["attributes"])
+
+
+def test_no_module_that_knows_is_loaded(report):
+    modules = report[2]["modules"]
+    assert "defenses.ft" in modules
+    knowing = ("attacks", "zoo.build", "zoo.store", "zoo.evaluate", "zoo.data", "zoo.splits")
+    for name in (*knowing, "zoo.recipes", "bench.plan", "bench.harness", "leaderboard"):
+        assert not [m for m in modules if m == name or m.startswith(f"{name}.")], name
+
+
+def test_environment_folder_and_open_files_tell_nothing(report):
+    root, data, seen = report
+    assert not [k for k in seen["environment"] if k.startswith("BENCH")]
+    assert set(seen["files"]) <= {"model.safetensors", "data.safetensors"}
+    for target in seen["fds"].values():
+        assert not target.startswith((str(root), str(data)))
+    assert str(root) not in seen["cwd"]
+
+
+def test_label_free_defenses_get_no_labels_at_all(setup):
+    found = by_cell(setup.run("finds-nothing", budgets=("20",)))
+    touched = found["finds-nothing", "20", "badnets"].data_touched
+    assert (touched["granted_images"], touched["granted_labels"]) == (20, "none")
+
+
+def test_the_zoo_is_not_touched(setup):
+    def snapshot():
+        return {p: p.read_bytes() for p in sorted((setup.root / "zoo").rglob("*")) if p.is_file()}
+
+    before = snapshot()
+    setup.run("scramble", "ft", "raises", budgets=("20",))
+    after = snapshot()
+    assert all(after[p] == content for p, content in before.items())
+    assert Zoo(setup.root).path.is_dir()

@@ -47,17 +47,22 @@ def zoo_state(settings: Settings) -> ZooState:
     return ZooState(built=built, unjudged=unjudged, missing=missing)
 
 
+def check_data(settings: Settings) -> None:
+    """Decodes every data set once, and fails before anything is trained.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for name in sorted({g.dataset for g in settings.profile.grid}):
+        settings.library.load(name)
+
+
 def build_zoo(settings: Settings, watcher: Watcher) -> list[str]:
     """Trains and judges what is missing; returns one message per failure.
 
     Raises:
-        UserError: missing data or a full disk, which no other victim could survive either.
+        UserError: a full disk, which no other victim could survive either.
     """
-    for recipe, _ in plan_victims(settings.profile):
-        settings.library.load(recipe.dataset)  # decodes once, and fails before anything is trained
-        break
-    for name in {g.dataset for g in settings.profile.grid}:
-        settings.library.load(name)
     state = zoo_state(settings)
     launcher = Launcher("bench.builder:run", fork=settings.fork)
     try:

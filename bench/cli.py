@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
@@ -117,7 +118,7 @@ def build_zoo(
         executor=executor,
         download=download,
     )
-    _leave(verbs.build(request, dry_run, json_output))
+    _work(lambda: verbs.build(request, dry_run, json_output))
 
 
 @app.command()
@@ -170,7 +171,7 @@ def run(
         retry_failed=retry_failed,
         everything=everything,
     )
-    _leave(verbs.run(request, dry_run, json_output))
+    _work(lambda: verbs.run(request, dry_run, json_output))
 
 
 @app.command()
@@ -211,6 +212,15 @@ def _leave(code: int) -> None:
         raise typer.Exit(code)
 
 
+def _work(verb: Callable[[], int]) -> None:
+    """Runs a long verb; typer would turn Ctrl-C into a silent exit."""
+    try:
+        _leave(verb())
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command resumes", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def main() -> None:
     """Entry point: maps exceptions to exit codes."""
     try:
@@ -218,9 +228,6 @@ def main() -> None:
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(USAGE)
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def models() -> Rows:
         model = build_model(ArchSpec(name=name, num_classes=10))
         count = sum(p.numel() for p in model.parameters())
         stages = ", ".join(model.stage_names())
-        rows.append({"name": name, "parameters": f"{count:,}", "stages": stages})
+        rows.append({"name": name, "parameters": count, "stages": stages})
     return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -316,6 +316,7 @@ def states(root: Path, cells: Sequence[PlannedCell], known: Sequence[Record]) ->
             yield "stale" if _identity(planned.cell) in seen else "missing"
 
 
-def _identity(cell: Cell) -> Cell:
+def _identity(cell: Cell) -> tuple[str | int | float, ...]:
     """What a person would call the same cell: everything but its inputs' hashes."""
-    return replace(cell, params={}, twin="", target=None, needs="", origin="", paper="")
+    victim = (cell.setting, cell.victim_seed)
+    return (*victim, cell.defense, cell.budget, cell.defense_seed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from bench.building import ZooState, build_zoo, describe, zoo_state
+from bench.building import ZooState, build_zoo, check_data, describe, zoo_state
 from bench.cli import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.config import load_profile
 from bench.environment import default_device
@@ -157,6 +157,7 @@ def _build(settings: Settings, state: ZooState) -> list[str]:
     total = 2 * len(state.missing) + len(state.unjudged)
     if total == 0:
         return []
+    check_data(settings)
     with Progress("zoo", total, settings.jobs) as progress:
         return build_zoo(settings, progress)
 

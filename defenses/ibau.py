@@ -13,7 +13,7 @@ Where paper and code disagree:
    the images, a step of 10 per batch, on the model's own labels, with a penalty of
    0.001 ||delta||^2, and no projection (it is commented out).
 3. Paper: the outer loss perturbs all images. Code: 1 % of each batch.
-4. Paper: the indirect gradient differentiates H itself. Code: the penalised loss of the first batch.
+4. Paper: the indirect gradient differentiates H. Code: the penalised loss of the first batch.
 5. Paper: steps of 0.1 for theta. Code: Adam 1e-3, which both modes take, as 0.1 wrecks a network.
 
 Differences from both:
@@ -144,8 +144,8 @@ def ibau(
     rounds: int = 5,  # passes with batches of their own (code)
     round_steps: int = 10,  # steps of theta per round (ours; code: a pass, 50 for 5,000 images)
     ascent_steps: int = 5,  # T of paper mode, steps of delta per step of theta (unstated there)
-    ascent_lr: float = 0.1,  # of paper mode's delta, [0, 1] pixels per unit of gradient (paper, A.3)
-    radius: float = 10.0,  # C of paper mode, L2 norm for 3x32x32 images in [0, 1] (paper, section 6)
+    ascent_lr: float = 0.1,  # step of paper mode's delta, pixels in [0, 1] per gradient (paper, A.3)
+    radius: float = 10.0,  # C of paper mode, L2 norm for 3x32x32 images in [0, 1] (paper, sec. 6)
     fixed_point_steps: int = 5,  # K, iterations of the truncated solve (code)
     fixed_point_lr: float = 0.1,  # step of the fixed-point map (code)
     lr: float = 1e-3,  # of Adam on theta (code)

@@ -111,8 +111,9 @@ def toy_profile(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def built_root(tmp_path_factory, toy_data, toy_profile) -> Path:
     """A root whose victim and twin are trained for one epoch and admitted by hand."""
-    from bench.cli import app
     from typer.testing import CliRunner
+
+    from bench.cli import app
 
     root = tmp_path_factory.mktemp("root")
     arguments = ["build-zoo", "-p", str(toy_profile), "--root", str(root), "--data", str(toy_data)]

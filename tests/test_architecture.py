@@ -40,9 +40,9 @@ def test_the_check_above_can_fail():
 def test_methods_do_not_import_methods():
     """A method module imports helpers (leading underscore), base modules and nothing of its kind."""
     for package in ("attacks", "defenses"):
-        methods = {
-            p.stem for p in (ROOT / package).glob("*.py") if not p.stem.startswith("_")
-        } - {"base"}
+        methods = {p.stem for p in (ROOT / package).glob("*.py") if not p.stem.startswith("_")} - {
+            "base"
+        }
         for name in methods:
             text = (ROOT / package / f"{name}.py").read_text()
             for other in methods - {name}:
@@ -50,9 +50,13 @@ def test_methods_do_not_import_methods():
 
 
 def test_top_level_is_as_agreed():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if listed.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    agreed = "pyproject.toml README.md LICENSE .gitignore .ci bench zoo defenses attacks leaderboard"
+    agreed = (
+        "pyproject.toml README.md LICENSE .gitignore .ci bench zoo defenses attacks leaderboard"
+    )
     assert top <= {*agreed.split(), "tests", "docs"}

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from zoo.seeds import generator_of
 
 SIZE: Final = 32  # pixels, height and width
-CHUNK: Final = 500  # images rendered at once: about 6 MB per float image tensor
+CHUNK: Final = 200  # images rendered at once: few enough to stay in the caches
 _BLOBS: Final = 6
 _GAIN: Final = (0.4, 1.2)  # exposure
 _HAZE: Final = 0.75  # largest share of grey
 _BLUR_ROUNDS: Final = 2
-_NOISE: Final = (0.01, 0.12)  # standard deviation
+_NOISE: Final = (0.01, 0.1)  # standard deviation
 
 
 def textures(count: int, seed: int) -> Tensor:

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from bench.budgets import Budgets, count_of, deal, draw_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+
+from bench.budgets import Budgets, count_of, deal, draw_manifest
 from zoo.data import Library
 from zoo.errors import UserError
 from zoo.seeds import generator_of

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from bench.cli import app, main
 from bench.verbs import parse_seeds
-from typer.testing import CliRunner
 from zoo.errors import UserError
 
 FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
@@ -141,7 +142,7 @@ def test_build_zoo_shows_what_there_is(bench, where):
         (["run", "--all", "--executor", "slurm"], "unknown executor"),
         (["run", "--all", "--plugin", "nowhere.py"], "no such file"),
         (["run", "--all", "--data", "/nowhere"], "no such folder"),
-        (["build-zoo", "-p", "cpu"], "gtsrb/train.parquet"),
+        (["build-zoo", "-p", "cpu"], "cifar10/train.parquet"),
         (["leaderboard", "--root", "/nowhere"], "Make some first: bench run --all"),
     ],
 )
@@ -169,7 +170,9 @@ def test_nothing_matched(bench, where, root):
     assert "no victim was admitted" in result.err
 
 
-@pytest.mark.parametrize("what", ["attacks", "defenses", "datasets", "models", "profiles", "budgets"])
+@pytest.mark.parametrize(
+    "what", ["attacks", "defenses", "datasets", "models", "profiles", "budgets"]
+)
 def test_list(bench, what):
     rows = json.loads(bench("list", what, "--json").out)
     assert rows

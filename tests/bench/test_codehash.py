@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from bench.codehash import code_hash, code_tokens
 
 SOURCE = '''
@@ -52,7 +53,11 @@ def write(folder, **files):
 
 
 def test_a_siblings_edit_counts_and_a_strangers_does_not(tmp_path):
-    base = {"plugin": "import helper\nimport os\n", "helper": "import deeper\n", "deeper": "A = 1\n"}
+    base = {
+        "plugin": "import helper\nimport os\n",
+        "helper": "import deeper\n",
+        "deeper": "A = 1\n",
+    }
     first = write(tmp_path, **base, other="x = 1\n")
     assert write(tmp_path, other="x = 2\n") == first
     assert write(tmp_path, deeper="A = 1  # why\n") == first

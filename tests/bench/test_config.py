@@ -1,13 +1,13 @@
 """What could break: a typo in a profile passes, or is reported without its place."""
 
 import pytest
+
 from bench.config import BUILT_IN, check_budget, load_profile, parse_profile
 from bench.plan import Selection, cells_per_victim, plan_victims, select, twins_of
 from bench.registry import Registry
+from tests.conftest import TOY_PROFILE
 from zoo.data import Library
 from zoo.errors import UserError
-
-from tests.conftest import TOY_PROFILE
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -87,7 +87,9 @@ def test_selection_narrows_and_widens(tmp_path):
     ]
     assert [r.attack for r, _ in twins_of(victims)] == [None, None]
     other = select(profile, Selection(datasets=("signs",), archs=("resnet18",)), library)
-    assert {(g.dataset, g.arch, g.training.epochs) for g in other.grid} == {("signs", "resnet18", 8)}
+    assert {(g.dataset, g.arch, g.training.epochs) for g in other.grid} == {
+        ("signs", "resnet18", 8)
+    }
 
 
 @pytest.mark.parametrize(

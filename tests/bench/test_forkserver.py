@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from bench.forkserver import Launcher, clean_environment
 
 TARGET = "tests.bench.targets:run"
@@ -37,9 +38,7 @@ def test_a_job_runs_in_its_folder_and_its_output_is_kept(launcher, tmp_path):
     assert "printed hello" in log
 
 
-@pytest.mark.parametrize(
-    ("action", "rc"), [("raise", 1), ("exit", 7), ("kill", -signal.SIGKILL)]
-)
+@pytest.mark.parametrize(("action", "rc"), [("raise", 1), ("exit", 7), ("kill", -signal.SIGKILL)])
 def test_failures_are_told_apart(launcher, tmp_path, action, rc):
     ended, _, log = run(launcher, tmp_path, action=action)
     assert (ended.rc, ended.timed_out, ended.lost) == (rc, False, False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from bench import harness as harness_module
 from bench.codehash import code_hash
 from bench.config import load_profile

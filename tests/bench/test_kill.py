@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from bench.records import read_all
 from bench.rendering import render
 
@@ -18,7 +19,9 @@ PROFILE_SEEDS = list(range(12))
 @pytest.fixture
 def setup(root, toy_data, toy_profile, tmp_path):
     profile = tmp_path / "kill.toml"
-    text = toy_profile.read_text().replace("seeds = [0]", f"seeds = [0]\ndefense_seeds = {PROFILE_SEEDS}")
+    text = toy_profile.read_text().replace(
+        "seeds = [0]", f"seeds = [0]\ndefense_seeds = {PROFILE_SEEDS}"
+    )
     text = text.replace('["0", "1", "20", "unlabeled", "ood"]', '["0", "20"]')
     profile.write_text(text)
     arguments = ["-p", profile, "--data", toy_data, "-j", "2"]

@@ -4,6 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bench.records import (
     FAILED,
     STATUSES,
@@ -20,8 +23,6 @@ from bench.records import (
     read_all,
     write,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def make(**changes):

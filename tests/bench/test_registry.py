@@ -4,17 +4,18 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+
 from bench import registry as module
 from bench.registry import Registry, format_spec, parse_spec
 from zoo.errors import UserError
 
-PLUGIN = '''
+PLUGIN = """
 from defenses import defense
 
 @defense("{name}", paper="arXiv:2501.01234", needs="images")
 def my_prune(model, view, *, ratio: float = 0.1, mode: str = "soft", rounds: int = 3):
     return model
-'''
+"""
 
 
 def write(tmp_path, name="my-prune", file="my_prune.py", text=PLUGIN):

@@ -5,6 +5,7 @@ import signal
 import time
 
 import torch
+
 from defenses import NotDetectedError, defense
 from zoo.models import ArchSpec, build_model
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from zoo.augment import Augmentation, random_crop, random_flip
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from attacks import BadNets
 from zoo.build import build, judge_of, objections
 from zoo.data import Library
@@ -113,7 +114,9 @@ def test_a_moved_zoo_can_be_attacked_again(built_root, toy_data, tmp_path):
     shutil.copytree(built_root / "zoo", tmp_path / "zoo")
     moved, original = find(tmp_path), find(built_root)
     data = Library(data=toy_data, cache=tmp_path / "cache").load("cifar10")
-    assert torch.equal(judge_of(moved, data).triggered["x9"], judge_of(original, data).triggered["x9"])
+    assert torch.equal(
+        judge_of(moved, data).triggered["x9"], judge_of(original, data).triggered["x9"]
+    )
     with pytest.raises(UserError, match="clean twin"):
         find(tmp_path, attack=None).attack()
 

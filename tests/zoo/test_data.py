@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.conftest import coloured, write_parquet
 from zoo.data import DATASETS, Library
 from zoo.errors import UserError
 from zoo.seeds import generator_of, seed_of
 from zoo.sources import ImageSet, class_names, parquet_files
 from zoo.splits import carve, split_test, stratified, subset
-
-from tests.conftest import coloured, write_parquet
 
 
 def library(tmp_path, data=None):
@@ -214,7 +214,9 @@ def test_carving_never_parts_a_track():
 
 def test_seeds_depend_on_every_axis_and_nothing_else():
     assert seed_of("a", 1) == seed_of("a", 1)
-    assert len({seed_of("a", 1), seed_of("a", 2), seed_of("b", 1), seed_of("a1"), seed_of("a")}) == 5
+    assert (
+        len({seed_of("a", 1), seed_of("a", 2), seed_of("b", 1), seed_of("a1"), seed_of("a")}) == 5
+    )
     assert 0 <= seed_of("x") < 2**63
 
 

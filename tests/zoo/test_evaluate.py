@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from attacks import BadNets
 from bench.codehash import code_tokens
 from zoo import evaluate as module
@@ -107,7 +108,10 @@ TWIN = metrics(0.9, x1=(0.88, 0.01), x4=(0.8, 0.02))
     [
         (TWIN, 100.0),  # a perfect cure
         (metrics(0.9, x1=(0.0, 1.0), x4=(0.0, 1.0)), 0.0),  # doing nothing
-        (metrics(0.1, x1=(0.1, 0.1), x4=(0.1, 0.1)), 100 * (0.1 / 0.9) * (0.1 / 0.88)),  # destroying
+        (
+            metrics(0.1, x1=(0.1, 0.1), x4=(0.1, 0.1)),
+            100 * (0.1 / 0.9) * (0.1 / 0.88),
+        ),  # destroying
         (metrics(0.45, x1=(0.88, 0.0), x4=(0.4, 0.0)), 25.0),  # the worst strength counts
         (metrics(1.0, x1=(1.0, 0.0), x4=(1.0, 0.0)), 100.0),  # better than the twin is no bonus
     ],

@@ -108,7 +108,7 @@ def test_mirrored_left_arrows_look_like_right_arrows():
     images, labels = training()
     left, right = (images[labels == c].double().mean(0) for c in (LEFT, RIGHT))
     mirrored = left.flip(2)
-    assert (mirrored - right).norm() < 0.6 * (mirrored - left).norm()
+    assert (mirrored - right).norm() < 0.8 * (mirrored - left).norm()
 
 
 def test_textures_belong_to_no_class():

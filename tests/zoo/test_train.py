@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch.nn import functional as F
+
 from zoo import train as training
 from zoo.augment import Augmentation
 from zoo.models import ArchSpec, build_model
@@ -63,7 +64,13 @@ def test_batches_do_not_depend_on_the_weights():
         recipe = Recipe(epochs=2, batch_size=8)
         model = make(seed)
         train(
-            model, images, labels, recipe, generator=generator, augmentation=Augmentation(), loss=spy
+            model,
+            images,
+            labels,
+            recipe,
+            generator=generator,
+            augmentation=Augmentation(),
+            loss=spy,
         )
     half = len(seen) // 2
     assert half == 6
@@ -202,5 +209,7 @@ def test_prediction_is_the_same_in_any_batching_and_keeps_the_mode():
     images, _ = data(300)
     logits = predict_logits(model, images)
     assert model.training
-    torch.testing.assert_close(logits[200:], predict_logits(model, images[200:]), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        logits[200:], predict_logits(model, images[200:]), rtol=0.02, atol=0.02
+    )
     assert torch.equal(to_unit(images[:2]), images[:2].float() / 255)

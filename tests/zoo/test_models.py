@@ -83,7 +83,9 @@ def test_normalisation_is_inside():
 
 def test_same_generator_same_weights_and_clone_is_independent():
     first, second = make("resnet18"), make("resnet18")
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     copy = clone(first)
     with torch.no_grad():
         copy.head.weight.zero_()

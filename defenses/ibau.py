@@ -144,7 +144,7 @@ def ibau(
     rounds: int = 5,  # passes with batches of their own (code)
     round_steps: int = 10,  # steps of theta per round (ours; code: a pass, 50 for 5,000 images)
     ascent_steps: int = 5,  # T of paper mode, steps of delta per step of theta (unstated there)
-    ascent_lr: float = 0.1,  # step of paper mode's delta, pixels in [0, 1] per gradient (paper, A.3)
+    ascent_lr: float = 0.1,  # step of paper mode's delta, pixels in [0, 1] per gradient (A.3)
     radius: float = 10.0,  # C of paper mode, L2 norm for 3x32x32 images in [0, 1] (paper, sec. 6)
     fixed_point_steps: int = 5,  # K, iterations of the truncated solve (code)
     fixed_point_lr: float = 0.1,  # step of the fixed-point map (code)

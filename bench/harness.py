@@ -7,6 +7,7 @@ module holds: the trigger, the target and the evaluation images.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -181,7 +182,7 @@ class Harness:
             "needs": planned.cell.needs,
             "data": planned.budget.file is not None,
             "spec": planned.victim.spec.to_dict(),
-            "augmentation": {"crop": 4, "flip": facts_of(planned.cell.dataset).flip},
+            "augmentation": dataclasses.asdict(facts_of(planned.cell.dataset).augmentation),
             "seed": planned.seed,
             "device": self.settings.device,
             "threads": 1,

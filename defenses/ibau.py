@@ -9,12 +9,14 @@ arXiv:2110.03735. ``mode="paper"`` is its Algorithm 1; ``mode="repository"`` wha
 Where paper and code disagree:
 
 1. Paper: delta starts from zero before every step of theta. Code: once per round, for all batches.
-2. Paper: T steps of 0.1 on the true labels, projected onto the ball of radius C. Code: a pass over
-   the images, a step of 10 per batch, on the model's own labels, with a penalty of
-   0.001 ||delta||^2, and no projection (it is commented out).
+2. Paper: T steps on the true labels, projected onto the ball of radius C. Code: a pass over the
+   images, one step per batch, on the model's own labels, with a penalty of 0.001 ||delta||^2, and
+   no projection (it is commented out).
 3. Paper: the outer loss perturbs all images. Code: 1 % of each batch.
 4. Paper: the indirect gradient differentiates H. Code: the penalised loss of the first batch.
-5. Paper: steps of 0.1 for theta. Code: Adam 1e-3, which both modes take, as 0.1 wrecks a network.
+5. Paper: 0.1 for both step sizes, "SGD or Adam". Code: SGD 10 for delta and Adam 1e-3 for theta,
+   which both modes take: with SGD 0.1 delta hardly leaves zero and nothing is unlearned, and 0.1
+   wrecks theta.
 
 Differences from both:
 
@@ -50,7 +52,6 @@ MODES: Final = ("paper", "repository")
 REFERENCE_PIXELS: Final = 3 * 32 * 32  # the image that the radius refers to
 PENALTY: Final = 1e-3  # of ||delta||^2 in the repository's inner loss
 PERTURBED_SHARE: Final = 0.01  # of a batch in the repository's outer loss
-REPOSITORY_ASCENT_LR: Final = 10.0  # of SGD on the repository's delta
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), labels (B,)
 Problem = tuple[Tensor, Tensor, Tensor]  # delta (1, C, H, W), inner loss, outer loss
@@ -114,10 +115,10 @@ def paper_round(
 
 
 def repository_round(
-    model: Classifier, batches: list[Batch], generator: torch.Generator
+    model: Classifier, batches: list[Batch], *, lr: float, generator: torch.Generator
 ) -> Iterator[Problem]:
     """The same for the authors' code."""
-    delta = ascend_repository(model, batches, lr=REPOSITORY_ASCENT_LR)
+    delta = ascend_repository(model, batches, lr=lr)
     for batch in batches:
         chosen = choose_perturbed(len(batch[0]), generator).to(delta.device)
         outer = perturbed_loss(model, batch, delta * chosen[:, None, None, None])
@@ -144,7 +145,7 @@ def ibau(
     rounds: int = 5,  # passes with batches of their own (code)
     round_steps: int = 10,  # steps of theta per round (ours; code: a pass, 50 for 5,000 images)
     ascent_steps: int = 5,  # T of paper mode, steps of delta per step of theta (unstated there)
-    ascent_lr: float = 0.1,  # step of paper mode's delta, pixels in [0, 1] per gradient (A.3)
+    ascent_lr: float = 10.0,  # step of delta, pixels in [0, 1] per gradient (code)
     radius: float = 10.0,  # C of paper mode, L2 norm for 3x32x32 images in [0, 1] (paper, sec. 6)
     fixed_point_steps: int = 5,  # K, iterations of the truncated solve (code)
     fixed_point_lr: float = 0.1,  # step of the fixed-point map (code)
@@ -168,7 +169,7 @@ def ibau(
         if mode == "paper":
             problems = paper_round(model, batches, steps=ascent_steps, lr=ascent_lr, radius=radius)
         else:
-            problems = repository_round(model, batches, view.generator)
+            problems = repository_round(model, batches, lr=ascent_lr, generator=view.generator)
         loss = norm = torch.zeros((), device=images.device)
         for delta, inner, outer in problems:
             gradients = hypergradient(

@@ -183,7 +183,8 @@ def tags(board: Board, row: Row) -> list[str]:
         same_as(board, row): bool(board.same_as(row)),
         "pseudo-labels": labels_from_victim and not row.refusal,
         row.origin: row.origin != "built-in",
-        "every cell failed": not row.ok and not row.refusal,
+        "every cell failed": row.applicable > 0 and not row.ok,
+        "clean twins only": row.applicable == 0 and not row.refusal,
     }
     return [tag for tag, holds in found.items() if holds]
 

@@ -41,13 +41,19 @@ class SetFacts:
 
     flip: bool  # whether a mirror image keeps its label
     ood: str  # its out-of-distribution set
+    crop: int = 4  # pixels of padding of the random crop
     tracks: bool = False  # whether paths name tracks of near-duplicate frames
     classes: int | None = None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The set's usual augmentation, for attackers and defenders alike."""
+        return Augmentation(crop=self.crop, flip=self.flip)
 
 
 # The sets that can be named; `bench list datasets` shows them.
 DATASETS: Final[dict[str, SetFacts]] = {
-    "signs": SetFacts(flip=False, ood="textures", classes=10),
+    "signs": SetFacts(flip=False, ood="textures", classes=10, crop=2),
     "textures": SetFacts(flip=True, ood="signs", classes=1),
     "cifar10": SetFacts(flip=True, ood="tiny-imagenet32", classes=10),
     "cifar100": SetFacts(flip=True, ood="tiny-imagenet32", classes=100),
@@ -139,7 +145,7 @@ class Library:
             train=train,
             test=test,
             num_classes=facts.classes or int(labels.max()) + 1,
-            augmentation=Augmentation(crop=4, flip=facts.flip),
+            augmentation=facts.augmentation,
             fingerprint=_fingerprint([train, test]),
         )
 

@@ -164,7 +164,7 @@ class _ELU(torch.autograd.Function):
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         (y,) = ctx.saved_tensors
         result: Tensor = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
         return result
@@ -174,7 +174,7 @@ class FastELU(nn.Module):
     """Exponential linear unit, alpha = 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = _ELU.apply(x)  # type: ignore[no-untyped-call]
+        result: Tensor = _ELU.apply(x)
         return result
 
 

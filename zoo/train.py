@@ -130,7 +130,7 @@ def train(
         nesterov=recipe.nesterov,
         foreach=True,
     )
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     set_training_mode(model, recipe.freeze_bn)
     step = 0
     with seeded_dropout(_draw_seed(generator), device):
@@ -151,7 +151,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 with mixed_precision(device):
                     value = loss(model, batch, labels[index], progress)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 optimizer.step()
                 running += value.detach().float()
                 step += 1

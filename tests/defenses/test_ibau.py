@@ -177,7 +177,7 @@ def test_paper_mode_searches_anew_for_every_step_and_repository_mode_once(toy: T
     model, batches = toy.copy(), [textures(10, 3), textures(10, 4)]
     paper = [d for d, _, _ in paper_round(model, batches, steps=2, lr=1.0, radius=9.0)]
     assert not torch.equal(paper[0], paper[1])
-    code = [d for d, _, _ in repository_round(model, batches, torch.Generator().manual_seed(0))]
+    code = [d for d, _, _ in repository_round(model, batches, lr=10.0, generator=torch.Generator())]
     assert torch.equal(code[0], code[1])
 
 
@@ -219,6 +219,14 @@ def test_paper_mode_perturbs_every_image_and_repository_mode_one(
     assert {shape[0] for shape in shapes} == {1}
     ibau(toy.copy(), view_of(*textures(20, 3)), mode="repository", rounds=1, round_steps=2)
     assert {shape[0] for shape in shapes} == {1, 20}
+
+
+# Paper mode trains on perturbed images only, and at C = 10 pays for it with clean accuracy.
+@pytest.mark.parametrize(("mode", "loss"), [("paper", 0.3), ("repository", 0.1)])
+def test_removes_the_toy_backdoor_at_a_known_price(toy: Toy, mode: str, loss: float) -> None:
+    model = ibau(toy.copy(), view_of(*textures(200, 3)), mode=mode, batch_size=40)
+    assert toy.attack_success(model) < toy.attack_success(toy.victim) - 0.3
+    assert toy.accuracy(model) > toy.accuracy(toy.victim) - loss
 
 
 @pytest.mark.parametrize(

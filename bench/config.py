@@ -31,6 +31,7 @@ class Training(_Strict):
     batch_size: int = Field(default=128, gt=0)
     lr: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
+    nesterov: bool = False
     schedule: Literal["one-cycle", "multi-step", "cosine"] = "one-cycle"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.executors import run_all
-from bench.forkserver import Launcher
 from bench.harness import Settings, Watcher
+from bench.launcher import Launcher
 from bench.plan import plan_victims, twins_of
 from zoo.errors import UserError
 from zoo.recipes import VictimRecipe

@@ -25,7 +25,7 @@ import torch
 from bench.config import Profile
 from bench.environment import environment, git_state
 from bench.executors import Executor, run_all
-from bench.forkserver import Exit, Launcher
+from bench.launcher import Exit, Launcher
 from bench.plan import PlannedCell, existing
 from bench.records import (
     EVALUATED,

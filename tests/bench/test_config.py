@@ -3,8 +3,9 @@
 import pytest
 
 from bench.config import BUILT_IN, check_budget, load_profile, parse_profile
-from bench.plan import Selection, cells_per_victim, plan_victims, select, twins_of
+from bench.plan import cells_per_victim, plan_victims, twins_of
 from bench.registry import Registry
+from bench.selection import Selection, select
 from tests.conftest import TOY_PROFILE
 from zoo.data import Library
 from zoo.errors import UserError

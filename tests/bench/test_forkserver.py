@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.forkserver import Launcher, clean_environment
+from bench.launcher import Launcher, clean_environment
 
 TARGET = "tests.bench.targets:run"
 
@@ -91,7 +91,7 @@ def test_server_and_children_end_with_their_parent(tmp_path):
     """The parent is killed and can clean up nothing."""
     script = f"""
 import sys, pathlib
-from bench.forkserver import Launcher
+from bench.launcher import Launcher
 cwd = pathlib.Path({str(tmp_path)!r})
 Launcher({TARGET!r}).run({{"action": "hang"}}, cwd=cwd, log=cwd / "log", seconds=60, memory=0)
 """

@@ -11,9 +11,10 @@ from bench import harness as harness_module
 from bench.codehash import code_hash
 from bench.config import load_profile
 from bench.harness import Harness, Settings, Watcher
-from bench.plan import Selection, plan_cells, select, states
+from bench.plan import plan_cells, states
 from bench.records import FAILED, read_all
 from bench.registry import Registry
+from bench.selection import Selection, select
 from zoo.build import judge_of
 from zoo.data import Library
 from zoo.errors import UserError

@@ -19,7 +19,8 @@ from torchvision import transforms
 
 from zoo.allocator import keep_freed_memory
 from zoo.augment import Augmentation
-from zoo.models import ArchSpec, ByteDropout, FastELU, build_model
+from zoo.layers import ByteDropout, FastELU
+from zoo.models import ArchSpec, build_model
 from zoo.train import Recipe, has_fast_bfloat16, train
 
 CPU_FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -146,8 +147,9 @@ def test_overhead_of_the_harness_per_cell(benchmark, root, toy_data, toy_profile
     """Everything but the defense's own work and the evaluation: at most 0.25 s."""
     from bench.config import load_profile
     from bench.harness import Harness, Settings
-    from bench.plan import Selection, plan_cells, select
+    from bench.plan import plan_cells
     from bench.registry import Registry
+    from bench.selection import Selection, select
     from zoo.data import Library
     from zoo.evaluate import evaluate
 

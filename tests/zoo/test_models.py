@@ -5,14 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.models import (
-    ARCHITECTURES,
-    ArchSpec,
-    ByteDropout,
-    FastELU,
-    build_model,
-    clone,
-)
+from zoo.layers import ByteDropout, FastELU
+from zoo.models import ARCHITECTURES, ArchSpec, build_model, clone
 
 
 def make(name, width=0.125, classes=7):

@@ -1,0 +1,200 @@
+"""The parent's side of :mod:`bench.forkserver`: start it, hand it jobs, wait, kill what hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+# What a child may know of the parent's environment.
+_PASSED: Final = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV"),
+    *("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+)
+_GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How a child ended."""
+
+    rc: int
+    timed_out: bool
+    lost: bool = False  # the server went away: nothing is known about the job itself
+
+
+class Launcher:
+    """Runs jobs in children of one warm server (or in fresh interpreters); thread-safe.
+
+    Args:
+        target: ``module:function``, called with the job in the child.
+        fork: False starts a fresh interpreter for every job.
+    """
+
+    def __init__(self, target: str, fork: bool = hasattr(os, "fork")) -> None:
+        self._target = target
+        self._fork = fork
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    def run(
+        self, job: dict[str, Any], *, cwd: Path, log: Path, seconds: float, memory: int
+    ) -> Exit:
+        """Runs one job and waits for it.
+
+        Args:
+            job: JSON values.
+            cwd: working directory of the child.
+            log: file that gets its output.
+            seconds: wall-clock limit.
+            memory: limit on private memory in bytes beyond the warm interpreter's; 0 for none.
+        """
+        message = {"job": job, "cwd": str(cwd), "log": str(log), "memory": memory}
+        if not self._fork:
+            return _run_fresh(self._target, message, seconds)
+        with self._lock:
+            if self._server is not None and not self._server.alive:
+                self._server.close()
+                self._server = None
+            if self._server is None:
+                self._server = _Server(self._target)
+            server = self._server
+        return server.run(message, seconds)
+
+    def close(self) -> None:
+        """Ends the server and every child it still has."""
+        with self._lock:
+            if self._server is not None:
+                self._server.close()
+            self._server = None
+
+
+class _Server:
+    """The parent's side of one server process."""
+
+    def __init__(self, target: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.forkserver", target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=clean_environment(),
+            cwd=os.path.abspath(os.sep),
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+        )
+        self._events: dict[int, queue.Queue[dict[str, Any] | None]] = {}
+        self._lock = threading.Lock()
+        self._next = 0
+        self.alive = True
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def run(self, message: dict[str, Any], seconds: float) -> Exit:
+        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        with self._lock:
+            number = self._next
+            self._next += 1
+            self._events[number] = events
+            try:
+                assert self._process.stdin is not None
+                self._process.stdin.write(json.dumps({"id": number, **message}) + "\n")
+            except OSError:  # the server died; _listen tells the waiting calls
+                self.alive = False
+                return Exit(rc=-1, timed_out=False, lost=True)
+        try:
+            return _await(events, seconds)
+        finally:
+            with self._lock:
+                del self._events[number]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # the server ends its children, then itself
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            event = json.loads(line)
+            with self._lock:
+                if (events := self._events.get(event["id"])) is not None:
+                    events.put(event)
+        self.alive = False
+        with self._lock:
+            for events in self._events.values():
+                events.put(None)
+
+
+def _await(events: queue.Queue[dict[str, Any] | None], seconds: float) -> Exit:
+    """Waits for a child's end; kills its process group when the time is up."""
+    deadline = time.monotonic() + seconds
+    pid: int | None = None
+    stage = 0  # how many signals it has got
+    while True:
+        try:
+            event = events.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGTERM if stage == 0 else signal.SIGKILL)
+                stage += 1
+            deadline = time.monotonic() + _GRACE_SECONDS
+            continue
+        if event is None:
+            return Exit(rc=-1, timed_out=False, lost=True)
+        if "pid" in event:
+            pid = event["pid"]
+        else:
+            return Exit(rc=event["rc"], timed_out=stage > 0)
+
+
+def _run_fresh(target: str, message: dict[str, Any], seconds: float) -> Exit:
+    """One job in a fresh interpreter."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.forkserver", target, "--once"],
+        stdin=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        process.communicate(json.dumps(message) + "\n", timeout=seconds)
+        return Exit(rc=process.returncode, timed_out=False)
+    except subprocess.TimeoutExpired:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        return Exit(rc=process.returncode, timed_out=True)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of server and children: what a program needs to run, and no path of ours."""
+    kept = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    # Children are given their threads explicitly; hashing and cuBLAS are made repeatable.
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONUNBUFFERED": "1",
+    }

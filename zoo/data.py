@@ -31,7 +31,7 @@ from zoo.splits import carve
 
 CACHE_VERSION: Final = 1
 SIGNS_TRAIN: Final = 10_000
-SIGNS_TEST: Final = 7_500
+SIGNS_TEST: Final = 5_000  # a pool of 2,500 and as many to judge on
 TEXTURES: Final = 5_000
 
 

@@ -194,6 +194,7 @@ def clean_environment() -> dict[str, str]:
     return {
         **kept,
         "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve each other on a busy machine
         "PYTHONHASHSEED": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONUNBUFFERED": "1",

@@ -231,6 +231,8 @@ def test_interrupting_leaves_with_130_and_resumes(where, root, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "CI": "1"},
+        # A shell's background jobs ignore Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:

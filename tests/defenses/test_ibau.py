@@ -196,7 +196,7 @@ def test_running_statistics_are_bit_identical_and_weights_move(toy: Toy, mode: s
 
 def test_the_radius_is_scaled_to_the_image(toy: Toy) -> None:
     view = view_of(*textures(40, 3))
-    ibau(toy.copy(), view, rounds=2, round_steps=2, ascent_lr=1e4, radius=3.0)
+    ibau(toy.copy(), view, mode="paper", rounds=2, round_steps=2, ascent_lr=1e4, radius=3.0)
     for point in view.curve:
         assert point["delta_norm"] == pytest.approx(3.0 * math.sqrt(16 * 16 / 32**2), rel=1e-4)
 

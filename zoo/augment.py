@@ -35,21 +35,19 @@ class Augmentation:
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Shifts every image by its own offset in [-padding, padding]^2; what moves in is zero."""
     n, _, height, width = images.shape
-    device = images.device
     padded = F.pad(images, (padding, padding, padding, padding))
     top, left = torch.randint(
-        2 * padding + 1, (2, n, 1), generator=generator, device=device, dtype=torch.long
+        2 * padding + 1, (2, n), generator=generator, device=images.device, dtype=torch.long
     )
-    rows = top + torch.arange(height, device=device)  # (N, H)
-    columns = left + torch.arange(width, device=device)  # (N, W)
-    # Indexing with (N, H, W) index tensors around the channel slice gives (N, H, W, C): the result
-    # is channels_last without another copy.
-    image = torch.arange(n, device=device)[:, None, None]
-    picked = padded[image, :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    # A view of every possible crop, (N, C, offsets, offsets, H, W); one of each image is copied.
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return crops[torch.arange(n, device=images.device), :, top, left]
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrors every image left to right with probability one half."""
     draw = torch.rand(len(images), generator=generator, device=images.device) < 0.5
-    return torch.where(draw[:, None, None, None], images.flip(3), images)
+    chosen = draw.nonzero().flatten()
+    flipped = images.clone()
+    flipped[chosen] = images[chosen].flip(3)
+    return flipped

@@ -45,18 +45,14 @@ def where(root, toy_data, toy_profile):
     return ["-p", toy_profile, "--root", root, "--data", toy_data]
 
 
-def test_help_is_quick_and_loads_no_torch():
-    """Nine starts in ten below half a second on an idle machine; the best of five is asserted."""
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", "from bench.cli import main; main()", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds.append(time.perf_counter() - begun)
+def test_help_names_the_verbs_and_loads_no_torch():
+    """Importing torch would make every start slow."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from bench.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "build-zoo" in done.stdout
     assert "Exit codes" in done.stdout
     code = (

@@ -120,27 +120,31 @@ class BadNets(Attack):
         """Free pixels between the patch and the edges of the image."""
         return 1 if self.pattern == "white" else 0
 
-    def prepare(self, preparation: Preparation) -> Assets:
-        """Builds the patch: ``{"patch": uint8 (s, s)}``.
+    def check(
+        self, labels: Tensor, target: int, num_classes: int, shape: tuple[int, int, int]
+    ) -> None:
+        """Also that the patch fits; see :meth:`attacks.base.Attack.check`."""
+        super().check(labels, target, num_classes, shape)
+        needed = len(self._patch()) + 2 * self.margin
+        if min(shape[1:]) < needed:
+            raise ValueError(
+                f"{self.name}: expected images of at least {needed}x{needed}, "
+                f"got {shape[1]}x{shape[2]}"
+            )
 
-        Raises:
-            ValueError: the image is too small for the patch.
-        """
+    def prepare(self, preparation: Preparation) -> Assets:
+        """Builds the patch: ``{"patch": uint8 (s, s)}``."""
+        del preparation
+        return {"patch": self._patch()}
+
+    def _patch(self) -> Tensor:
         if self.pattern == "bcu":
             rows = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
-            patch = torch.tensor(rows, dtype=torch.uint8)
-        elif self.pattern == "white":
-            patch = torch.full((4, 4), 255, dtype=torch.uint8)
-        else:
-            assert self.size is not None  # checked by __post_init__
-            patch = tile(self.size)
-        needed = len(patch) + 2 * self.margin
-        height, width = preparation.shape[1:]
-        if min(height, width) < needed:
-            raise ValueError(
-                f"{self.name}: expected images of at least {needed}x{needed}, got {height}x{width}"
-            )
-        return {"patch": patch}
+            return torch.tensor(rows, dtype=torch.uint8)
+        if self.pattern == "white":
+            return torch.full((4, 4), 255, dtype=torch.uint8)
+        assert self.size is not None  # checked by __post_init__
+        return tile(self.size)
 
     def amplified(self, images: Tensor, strength: int, assets: Assets) -> Tensor:
         """``strength`` copies of the patch; see :meth:`attacks.base.Attack.amplified`."""

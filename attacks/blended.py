@@ -73,12 +73,16 @@ class Blended(Attack):
         if not 0 < self.alpha <= 1:
             raise ValueError(f"{self.name}: expected 0 < alpha <= 1, got {self.alpha}")
 
-    def prepare(self, preparation: Preparation) -> Assets:
-        """Draws the picture: ``{"picture": uint8 (C, H, W)}``.
+    def check(
+        self, labels: Tensor, target: int, num_classes: int, shape: tuple[int, int, int]
+    ) -> None:
+        """Also that a cartoon can be drawn; see :meth:`attacks.base.Attack.check`."""
+        super().check(labels, target, num_classes, shape)
+        if self.pattern == "cartoon":
+            cartoon(shape)
 
-        Raises:
-            ValueError: a cartoon is asked for with other than 1 or 3 channels.
-        """
+    def prepare(self, preparation: Preparation) -> Assets:
+        """Draws the picture: ``{"picture": uint8 (C, H, W)}``."""
         if self.pattern == "cartoon":
             return {"picture": cartoon(preparation.shape)}
         noise = torch.randint(256, preparation.shape, generator=preparation.generator)

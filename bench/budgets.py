@@ -15,11 +15,12 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from zoo.data import DataSet, Library, facts_of, save_tensors
+from zoo.data import DataSet, Library, facts_of
 from zoo.errors import UserError
 from zoo.files import digest, slug, write_atomic
 from zoo.seeds import generator_of
 from zoo.splits import Split, split_test
+from zoo.tensors import save_tensors
 
 UNLABELLED_IMAGES: Final = 2_500  # of `unlabeled` and `ood`
 Labels = Literal["true", "none"]

@@ -1,4 +1,4 @@
-"""What runs in the child process of a build: training one victim, or judging it at the gate."""
+"""What runs in the child process of a build: one asset, one victim, or its way through the gate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from zoo.asset_recipes import asset_from_dict
 from zoo.build import admit, build
 from zoo.data import Library
 from zoo.errors import UserError
 from zoo.recipes import VictimRecipe
 from zoo.store import Zoo
+from zoo.surrogates import build_asset
 
 
 def run(job: dict[str, Any]) -> None:
@@ -39,6 +41,10 @@ def _run(job: dict[str, Any]) -> None:
         folders={name: Path(path) for name, path in job["folders"].items()},
     )
     root = Path(job["root"])
+    if "asset" in job["recipe"]:
+        asset = asset_from_dict(job["recipe"])
+        build_asset(asset, root, library, job["device"], job["threads"])
+        return
     recipe = VictimRecipe.from_dict(job["recipe"])
     if job["task"] == "build":
         build(recipe, root, library, job["device"], job["threads"])

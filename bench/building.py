@@ -1,4 +1,8 @@
-"""Building the zoo: twins, then victims, then the gate; each in a child process of its own."""
+"""Building the zoo: surrogates, twins, materials and victims, each in a child process of its own.
+
+Steps are listed so that whatever one needs stands before it. A worker slot takes the next step and
+waits for what another slot is still building; so nobody waits for something that nobody has begun.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,45 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from bench.executors import run_all
 from bench.harness import Settings, Watcher
 from bench.launcher import Launcher
 from bench.plan import plan_victims, twins_of
+from zoo.asset_recipes import AssetRecipe, MaterialRecipe
+from zoo.assets import AssetStore
+from zoo.build import check, training_of
 from zoo.errors import UserError
-from zoo.recipes import VictimRecipe
+from zoo.recipes import VictimRecipe, target_class
 from zoo.store import Stored, Zoo
 
+Task = Literal["build", "judge"]
 _A_WEEK: Final = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing to build, and the hashes of the recipes that must be built before."""
+
+    recipe: VictimRecipe | AssetRecipe
+    needs: tuple[str, ...] = ()
+    trained: bool = False  # a victim that only the gate has not seen
+
+    @property
+    def work(self) -> str:
+        """What there is to do, in a few words."""
+        if self.trained:
+            return "gate"
+        if isinstance(self.recipe, VictimRecipe):
+            return f"{training_of(self.recipe).epochs} epochs"
+        if isinstance(self.recipe, MaterialRecipe):
+            return f"optimised on the {self.recipe.surrogate.kind} surrogate"
+        return f"{(self.recipe.robust or self.recipe.training).epochs} epochs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,116 +56,181 @@ class ZooState:
     """What a profile's zoo has and lacks."""
 
     built: list[Stored]
-    unjudged: list[VictimRecipe]  # trained, not yet through the gate
-    missing: list[VictimRecipe]  # twins first
+    steps: list[Step]  # in an order in which they can be done
+
+    @property
+    def to_judge(self) -> int:
+        """Victims that only the gate has not seen."""
+        return sum(step.trained for step in self.steps)
+
+    @property
+    def to_build(self) -> list[VictimRecipe | AssetRecipe]:
+        """What must still be trained or optimised."""
+        return [step.recipe for step in self.steps if not step.trained]
 
 
 def zoo_state(settings: Settings) -> ZooState:
-    """Compares a profile's victims and twins with what is stored."""
-    zoo = Zoo(settings.root)
+    """Compares a profile's victims, twins and their assets with what is stored.
+
+    Raises:
+        UserError: something stored is damaged, or the data that decides a target is missing.
+    """
+    zoo, assets = Zoo(settings.root), AssetStore(settings.root)
     victims = plan_victims(settings.profile)
-    built, unjudged, missing = [], [], []
+    materials_of = _material_finder(settings)
+    built: list[Stored] = []
+    steps: list[Step] = []
+    materials: dict[str, MaterialRecipe] = {}
     for recipe, _ in [*twins_of(victims), *victims]:
         stored = zoo.find(recipe)
-        if stored is None:
-            missing.append(recipe)
-        elif stored.meta["metrics"] is None:
-            unjudged.append(recipe)
-        else:
+        if stored is not None and stored.meta["metrics"] is not None:
             built.append(stored)
-    return ZooState(built=built, unjudged=unjudged, missing=missing)
+        elif stored is not None:
+            steps.append(Step(recipe=recipe, trained=True))
+        else:
+            wanted = {m.hash(): m for m in materials_of(recipe)}
+            materials |= {h: m for h, m in wanted.items() if assets.find(m) is None}
+            starts_from_twin = recipe.attack is not None and recipe.attack.tuning is not None
+            needs = (*wanted, *([recipe.twin().hash()] if starts_from_twin else []))
+            steps.append(Step(recipe=recipe, needs=needs))
+    surrogates = {m.surrogate.hash(): m.surrogate for m in materials.values()}
+    first = [Step(recipe=s) for s in surrogates.values() if assets.find(s) is None]
+    crafted = [Step(recipe=m, needs=(m.surrogate.hash(),)) for m in materials.values()]
+    # Surrogates begin the longest chains; while they are trained, plain victims fill the slots.
+    plain = [step for step in steps if not step.needs]
+    waiting = [step for step in steps if step.needs]
+    return ZooState(built=built, steps=[*first, *plain, *crafted, *waiting])
+
+
+def _material_finder(settings: Settings) -> Callable[[VictimRecipe], list[MaterialRecipe]]:
+    """Which materials a victim needs; loads data only for attacks that need any."""
+    known: dict[str, tuple[Any, int]] = {}
+
+    def find(recipe: VictimRecipe) -> list[MaterialRecipe]:
+        if recipe.attack is None or not recipe.attack.crafted:
+            return []
+        if recipe.dataset not in known:
+            data = settings.library.load(recipe.dataset)
+            known[recipe.dataset] = (data.train.labels, data.num_classes)
+        labels, num_classes = known[recipe.dataset]
+        return recipe.materials(target_class(recipe, labels, num_classes), num_classes)
+
+    return find
 
 
 def check_data(settings: Settings) -> None:
-    """Decodes every data set once, and fails before anything is trained.
+    """Decodes every data set once and checks every attack on it, before anything is trained.
 
     Raises:
-        UserError: one is missing or damaged.
+        UserError: a set is missing or damaged, or an attack cannot be made on it.
     """
-    for name in sorted({g.dataset for g in settings.profile.grid}):
-        settings.library.load(name)
+    recipes = [recipe for recipe, _ in plan_victims(settings.profile)]
+    for name in sorted({recipe.dataset for recipe in recipes}):
+        data = settings.library.load(name)
+        for recipe in recipes:
+            if recipe.dataset == name:
+                check(recipe, data)
 
 
-def build_zoo(settings: Settings, watcher: Watcher) -> list[str]:
-    """Trains and judges what is missing; returns one message per failure.
+def build_zoo(settings: Settings, state: ZooState, watcher: Watcher) -> list[str]:
+    """Builds and judges what is missing; returns one message per failure.
 
     Raises:
         UserError: a full disk, which no other victim could survive either.
     """
-    state = zoo_state(settings)
     launcher = Launcher("bench.builder:run", fork=settings.fork)
     try:
-        failures = _pass(settings, watcher, launcher, "build", state.missing)
-        broken = {recipe.hash() for recipe, _ in failures}
-        unjudged = [
-            recipe
-            for recipe in [*state.unjudged, *state.missing]
-            if recipe.hash() not in broken and recipe.twin().hash() not in broken
-        ]
-        failures += _pass(settings, watcher, launcher, "judge", unjudged)
+        return _Building(settings, state.steps, watcher, launcher).run()
     finally:
         launcher.close()
-    return [f"{recipe.label}: {message}" for recipe, message in failures]
 
 
-def _pass(
-    settings: Settings,
-    watcher: Watcher,
-    launcher: Launcher,
-    task: str,
-    recipes: Sequence[VictimRecipe],
-) -> list[tuple[VictimRecipe, str]]:
-    """Runs one kind of task over recipes; returns what failed and why."""
-    jobs = min(settings.jobs, max(1, len(recipes)))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    zoo = Zoo(settings.root)
+class _Building:
+    """One pass over the steps."""
 
-    def one(recipe: VictimRecipe) -> tuple[VictimRecipe, str]:
-        with watcher.task(f"{task} {recipe.label}") as done:
-            message = _run(settings, launcher, task, recipe, threads)
-            stored = zoo.find(recipe)
-            done("error" if message else "ok", message or (describe(stored) if stored else ""))
-        return recipe, message
+    def __init__(
+        self, settings: Settings, steps: Sequence[Step], watcher: Watcher, launcher: Launcher
+    ) -> None:
+        self._settings, self._steps = settings, steps
+        self._watcher, self._launcher = watcher, launcher
+        self._zoo = Zoo(settings.root)
+        self._jobs = min(settings.jobs, max(1, len(steps)))
+        self._ended = {step.recipe.hash(): threading.Event() for step in steps}
+        self._failed: set[str] = set()
 
-    outcomes = run_all(one, recipes, settings.executor, jobs)
-    return [(recipe, message) for recipe, message in outcomes if message]
+    def run(self) -> list[str]:
+        outcomes = run_all(self._one, self._steps, self._settings.executor, self._jobs)
+        return [message for message in outcomes if message]
 
+    def _one(self, step: Step) -> str:
+        """Builds one thing; returns what went wrong, or nothing."""
+        name = step.recipe.hash()
+        try:
+            with self._watcher.task(step.recipe.label) as done:
+                message = self._build(step)
+                stored = isinstance(step.recipe, VictimRecipe) and self._zoo.find(step.recipe)
+                done("error" if message else "ok", message or (describe(stored) if stored else ""))
+        except BaseException:
+            self._failed.add(name)
+            raise
+        finally:
+            self._ended[name].set()
+        return f"{step.recipe.label}: {message}" if message else ""
 
-def _run(
-    settings: Settings, launcher: Launcher, task: str, recipe: VictimRecipe, threads: int
-) -> str:
-    """Runs one task in a child; returns an error message or nothing."""
-    library = settings.library
-    scratch = Path(tempfile.mkdtemp(prefix="build-"))
-    try:
-        ended = launcher.run(
-            {
-                "task": task,
-                "recipe": recipe.to_dict(),
-                "root": str(settings.root.resolve()),
-                "data": str(library.data.resolve()) if library.data else None,
-                "cache": str(library.cache.resolve()),
-                "download": library.download,
-                "folders": {name: str(path) for name, path in library.folders.items()},
-                "device": settings.device,
-                "threads": threads,
-            },
-            cwd=scratch,
-            log=scratch / "log.txt",
-            seconds=_A_WEEK,
-            memory=0,
-        )
-        path = scratch / "result.json"
-        if not path.exists():
-            return f"the process ended with {ended.rc} and left no result"
-        error: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["error"]
-        if error is None:
-            return ""
-        if error["user"]:
-            raise UserError(error["message"])
-        return str(error["message"])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    def _build(self, step: Step) -> str:
+        recipe = step.recipe
+        message = self._wait(step.needs)
+        if not message and not step.trained:
+            message = self._run("build", recipe)
+        if message:
+            self._failed.add(recipe.hash())
+        if message or not isinstance(recipe, VictimRecipe):
+            return message
+        # The gate compares with the twin, which may still be in training. A twin is its own.
+        twin = recipe.twin().hash()
+        return self._wait((twin,) if twin != recipe.hash() else ()) or self._run("judge", recipe)
+
+    def _wait(self, needs: Sequence[str]) -> str:
+        """Waits until all of these are built; returns a message if one could not be."""
+        for name in needs:
+            if name in self._ended:
+                self._ended[name].wait()
+        lost = [s.recipe.label for s in self._steps if s.recipe.hash() in self._failed & set(needs)]
+        return f"needs {lost[0]}, which could not be built" if lost else ""
+
+    def _run(self, task: Task, recipe: VictimRecipe | AssetRecipe) -> str:
+        """Runs one task in a child; returns an error message or nothing."""
+        settings, library = self._settings, self._settings.library
+        scratch = Path(tempfile.mkdtemp(prefix="build-"))
+        try:
+            ended = self._launcher.run(
+                {
+                    "task": task,
+                    "recipe": recipe.to_dict(),
+                    "root": str(settings.root.resolve()),
+                    "data": str(library.data.resolve()) if library.data else None,
+                    "cache": str(library.cache.resolve()),
+                    "download": library.download,
+                    "folders": {name: str(path) for name, path in library.folders.items()},
+                    "device": settings.device,
+                    "threads": max(1, (os.cpu_count() or 1) // self._jobs),
+                },
+                cwd=scratch,
+                log=scratch / "log.txt",
+                seconds=_A_WEEK,
+                memory=0,
+            )
+            path = scratch / "result.json"
+            if not path.exists():
+                return f"the process ended with {ended.rc} and left no result"
+            error: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["error"]
+            if error is None:
+                return ""
+            if error["user"]:
+                raise UserError(error["message"])
+            return str(error["message"])
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def describe(stored: Stored) -> str:

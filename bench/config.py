@@ -35,6 +35,14 @@ class Training(_Strict):
     schedule: Literal["one-cycle", "multi-step", "cosine"] = "one-cycle"
 
 
+class RobustTraining(_Strict):
+    """Fields of ``zoo.asset_recipes.Robust``: how adversarially trained surrogates are made."""
+
+    epochs: int = Field(default=30, gt=0)
+    steps: int = Field(default=10, gt=0)
+    epsilon: float = Field(default=8, gt=0)
+
+
 class Grid(_Strict):
     """One data set on one architecture."""
 
@@ -44,7 +52,9 @@ class Grid(_Strict):
     train_images: int | None = Field(default=None, gt=0)
     attacks: list[str] = Field(min_length=1)
     ood: str | None = None  # overrides the data set's usual out-of-distribution set
+    target: int | None = Field(default=None, ge=0)  # overrides the protocol's, which goes by seed
     training: Training
+    robust: RobustTraining = RobustTraining()
 
 
 class Limits(_Strict):

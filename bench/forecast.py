@@ -39,8 +39,8 @@ def show_plan(settings: Settings, registry: Registry, state: ZooState, json_outp
         "victims": {
             "built": len(state.built),
             "rejected": sum(not v.admitted for v in state.built),
-            "to_build": len(state.missing),
-            "to_judge": len(state.unjudged),
+            "to_build": len(state.to_build),
+            "to_judge": state.to_judge,
         },
         "cells": {name: dict(counts) for name, counts in table.items()},
         "cells_to_run": len(to_run) + unbuilt,

@@ -43,7 +43,8 @@ from zoo.data import Library, facts_of
 from zoo.errors import UserError
 from zoo.evaluate import EvaluationSet, MetricsDict, der, evaluate, score
 from zoo.models import build_model
-from zoo.store import Stored, load_weights, read_tensors
+from zoo.store import Stored, load_weights
+from zoo.tensors import read_tensors
 
 LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
 _JUDGES_IN_MEMORY: Final = 2  # evaluation sets; about 60 MB each for CIFAR-10

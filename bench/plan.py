@@ -16,6 +16,7 @@ from bench.budgets import Budget, Budgets, Manifest
 from bench.config import Grid, Profile
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
 from bench.registry import Broken, Entry, Registry, format_spec, parse_spec
+from zoo.asset_recipes import Robust
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
 from zoo.evaluate import METRIC_VERSION
@@ -70,6 +71,8 @@ def plan_victims(profile: Profile) -> list[tuple[VictimRecipe, Grid]]:
                     training=training,
                     attack=make_attack(name, params),
                     train_images=grid.train_images,
+                    target=grid.target,
+                    robust=Robust(**grid.robust.model_dump()),
                 )
                 victims.append((recipe, grid))
     return victims

@@ -138,7 +138,7 @@ def build(request: Request, dry_run: bool, json_output: bool) -> int:
     """`bench build-zoo`."""
     settings, _ = prepare(request)
     state = zoo_state(settings)
-    if not (state.built or state.unjudged or state.missing):
+    if not (state.built or state.steps):
         print("bench: the selection leaves no victim", file=sys.stderr)
         return NOTHING_MATCHED
     if dry_run:
@@ -153,12 +153,11 @@ def build(request: Request, dry_run: bool, json_output: bool) -> int:
 
 
 def _build(settings: Settings, state: ZooState) -> list[str]:
-    total = 2 * len(state.missing) + len(state.unjudged)
-    if total == 0:
+    if not state.steps:
         return []
     check_data(settings)
-    with Progress("zoo", total, settings.jobs) as progress:
-        return build_zoo(settings, progress)
+    with Progress("zoo", len(state.steps), settings.jobs) as progress:
+        return build_zoo(settings, state, progress)
 
 
 def run(request: Request, dry_run: bool, json_output: bool) -> int:
@@ -205,15 +204,17 @@ def status(request: Request, json_output: bool) -> int:
 
 
 def _show_zoo_plan(state: ZooState, json_output: bool) -> None:
+    """What would be done, in the order in which it would be."""
     if json_output:
-        labels = [r.label for r in state.missing]
+        labels = [recipe.label for recipe in state.to_build]
         print(json.dumps({"built": len(state.built), "to_build": labels}, indent=1))
         return
-    print(
-        f"{len(state.built)} built, {len(state.unjudged)} to judge, {len(state.missing)} to build"
-    )
-    for recipe in state.missing:
-        print(f"  {recipe.label}: {recipe.training.epochs} epochs")
+    print(f"{len(state.built)} built, {state.to_judge} to judge, {len(state.to_build)} to build")
+    names = {step.recipe.hash(): step.recipe.label for step in state.steps}
+    for step in state.steps:
+        needs = [names[name] for name in step.needs if name in names]
+        after = f"; after {', '.join(needs)}" if needs else ""
+        print(f"  {step.recipe.label}: {step.work}{after}")
 
 
 def _show_zoo(state: ZooState, json_output: bool) -> None:

@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from attacks import ALL, Attack, Preparation, _patterns
+from attacks import ALL, Attack, _patterns
+from tests.preparations import assets_of, preparation_of, seeded
 
 # Parameters that change the trigger; an attack without an entry is tested with its defaults.
 VARIANTS = {
@@ -34,16 +35,8 @@ every_rule = pytest.mark.parametrize("attack", RULES, ids=lambda a: f"{a.name}-{
 every_class = pytest.mark.parametrize("cls", ALL, ids=lambda c: c.name)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def noise(n, shape, seed=1):
     return torch.randint(256, (n, *shape), generator=seeded(seed)).to(torch.uint8)
-
-
-def assets_of(attack, shape=(3, 32, 32), seed=0):
-    return attack.prepare(Preparation(shape=shape, generator=seeded(seed)))
 
 
 def outputs(attack, images, assets):
@@ -159,10 +152,11 @@ def test_an_accelerator_makes_the_same_images(attack):
 @every_rule
 def test_only_chosen_samples_and_labels_change(attack):
     classes, target = 10, 3
-    images = noise(200, (3, 16, 16))
-    labels = torch.arange(200) % classes
-    assets = assets_of(attack, (3, 16, 16))
-    poison = attack.select(labels, target, classes, seeded())
+    preparation = preparation_of(attack, (3, 16, 16), target=target, images=200)
+    assets = attack.prepare(preparation)
+    images = preparation.images.repeat(attack.copies, 1, 1, 1)
+    labels = preparation.labels.repeat(attack.copies)
+    poison = attack.select(labels, target, classes, seeded(), assets)
     assert poison.index.dtype == poison.labels.dtype == poison.cover.dtype == torch.int64
     assert len(poison.index) > 0
     assert len(torch.cat([poison.index, poison.cover]).unique()) == len(poison.index) + len(
@@ -170,12 +164,12 @@ def test_only_chosen_samples_and_labels_change(attack):
     )
 
     new_images, new_labels = images.clone(), labels.clone()
-    new_images[poison.index] = attack.trigger(images[poison.index], assets)
+    new_images[poison.index] = attack.poisoned(images[poison.index], poison, assets)
     new_labels[poison.index] = poison.labels
     if len(poison.cover):
         new_images[poison.cover] = attack.cover(images[poison.cover], assets, seeded())
 
-    chosen = torch.zeros(200, dtype=torch.bool)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[poison.index] = True
     chosen[poison.cover] = True
     assert torch.equal((new_images != images).flatten(1).any(1), chosen)

@@ -9,26 +9,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from attacks import Assets, Poison, Preparation
+from attacks import TRAINING_ONLY, Assets, Attack, Companion, Poison, Preparation
 from zoo.allocator import keep_freed_memory
+from zoo.assets import AssetStore
+from zoo.checkpoint import Checkpoint
 from zoo.data import DataSet, Library
+from zoo.errors import UserError
 from zoo.evaluate import EvaluationSet, attacked_set, clean_set, evaluate
-from zoo.models import ArchSpec, build_model
-from zoo.recipes import VictimRecipe, target_of
+from zoo.files import write_atomic
+from zoo.models import Classifier, build_model
+from zoo.recipes import VictimRecipe, target_class
 from zoo.seeds import generator_of
 from zoo.splits import split_test, subset
 from zoo.store import Stored, Zoo
-from zoo.train import EpochReport, train
+from zoo.train import EpochHook, EpochReport, Recipe, train
 
-MIN_ASR: Final = 0.90
-MIN_ASR_OF_ACC: Final = 0.90  # all-to-all: a share of ACC, because ASR cannot exceed it by much
-MAX_ACC_LOSS: Final = 0.02  # against the clean twin
+
+def check(recipe: VictimRecipe, data: DataSet) -> None:
+    """Whether a victim can be built at all, before anything is trained.
+
+    Raises:
+        UserError: the target, the images or the classes do not fit the attack.
+    """
+    if recipe.attack is None:
+        return
+    target = target_class(recipe, data.train.labels, data.num_classes)
+    labels = data.train.labels[_rows(recipe, data)]
+    try:
+        recipe.attack.check(labels, target, data.num_classes, data.image_shape)
+    except ValueError as error:
+        raise UserError(f"{recipe.label}: {error}") from error
 
 
 def build(
@@ -36,75 +53,195 @@ def build(
 ) -> dict[str, Any]:
     """Trains one victim or twin and stores it under ``root``; returns its metadata.
 
-    The progress of the training is in ``train.jsonl`` beside the weights, one line per epoch.
+    The progress of the training is in ``train.jsonl`` beside the weights, one line per epoch. An
+    interrupted training goes on from its last checkpoint.
 
     Raises:
-        UserError: the data is missing or damaged, or the disk is full.
+        UserError: the data is missing or damaged, the attack does not fit it, what it needs is not
+            built, or the disk is full.
         DivergedError: the loss is no longer finite.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
     zoo, data = Zoo(root), library.load(recipe.dataset)
-    part = data.train
-    if recipe.train_images is not None:
-        part = subset(part, recipe.train_images, _generator("subset", recipe))
-    images, labels = part.images, part.labels
-    target, poison, assets = None, None, None
-    if recipe.attack is not None:
-        target = target_of(recipe.seed, data.train.labels, data.num_classes)
-        images, labels, poison, assets = _poison(recipe, data, images, labels, target)
-    mean, std = data.statistics()
-    spec = ArchSpec(
-        name=recipe.arch,
-        num_classes=data.num_classes,
-        width=recipe.width,
-        image_shape=data.image_shape,
-        mean=mean,
-        std=std,
-    )
-    model = build_model(spec, _generator("init", recipe)).to(device)
+    check(recipe, data)
     folder = zoo.folder(recipe)
     folder.mkdir(parents=True, exist_ok=True)
+    poisoning = _poison(recipe, data, root, device)
+    model = _start(recipe, data, zoo).to(device)
+    checkpoint = Checkpoint(
+        folder / "checkpoint.safetensors",
+        recipe.hash() + data.fingerprint,
+        also=poisoning.companion,
+    )
     started = time.perf_counter()
-    last: list[EpochReport] = []
-    with (folder / "train.jsonl").open("w", encoding="utf-8") as log:
-
-        def report(entry: EpochReport) -> None:
-            last[:] = [entry]
-            log.write(json.dumps(dataclasses.asdict(entry)) + "\n")
-            log.flush()
-
-        train(
-            model,
-            images,
-            labels,
-            recipe.training,
-            generator=_generator("train", recipe),
-            augmentation=data.augmentation,
-            on_epoch=_redraw_covers(recipe, part.images, poison, assets),
-            report=report,
-        )
+    reports = _train(recipe, data, poisoning, model, checkpoint, folder / "train.jsonl")
     seconds = time.perf_counter() - started
+    poison = poisoning.poison
     meta: dict[str, Any] = {
         "status": "twin" if recipe.attack is None else "trained",
         "reasons": [],
-        "target": target,
+        "target": poisoning.target,
         "data_fingerprint": data.fingerprint,
         "poisoned_images": 0 if poison is None else len(poison.index),
         "cover_images": 0 if poison is None else len(poison.cover),
         "metrics": None,
         "twin_metrics": None,
         "training": {
-            "seconds": round(seconds, 3),
-            "images": len(images),
-            "images_per_second": round(last[-1].step * recipe.training.batch_size / seconds, 1),
-            "final_loss": last[-1].loss,
+            "seconds": round(seconds, 3),  # since the last interruption, as is the next
+            "images_per_second": round(len(reports) * len(poisoning.images) / seconds, 1),
+            "images": len(poisoning.images),
+            "final_loss": reports[-1].loss,
             "device": device,
             "threads": threads,
             "torch": torch.__version__,
         },
     }
-    return zoo.save(recipe, model, assets, meta).meta
+    stored = zoo.save(recipe, model, poisoning.stored_assets(), meta)
+    checkpoint.discard()
+    return stored.meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Poisoning:
+    """The training set as the attacker made it; without an attack, the clean one."""
+
+    images: Tensor  # uint8 (N, C, H, W)
+    labels: Tensor  # int64 (N,)
+    target: int | None = None
+    poison: Poison | None = None
+    assets: Assets | None = None
+    covered: Tensor | None = None  # the images at poison.cover, as they were
+    companion: Companion | None = None
+
+    def stored_assets(self) -> Assets | None:
+        """What belongs to the trigger and not to the training; None without an attack."""
+        assets = self.assets if self.companion is None else self.companion.assets()
+        if assets is None:
+            return None
+        return {k: v for k, v in assets.items() if not k.startswith(TRAINING_ONLY)}
+
+
+def _poison(recipe: VictimRecipe, data: DataSet, root: Path, device: str) -> _Poisoning:
+    rows = _rows(recipe, data)
+    part = data.train.take(rows)
+    attack = recipe.attack
+    if attack is None:
+        return _Poisoning(images=part.images, labels=part.labels)
+    target = target_class(recipe, data.train.labels, data.num_classes)
+    axes = (recipe.dataset, attack.label(), recipe.seed)
+    store = AssetStore(root)
+    preparation = Preparation(
+        images=part.images,
+        labels=part.labels,
+        rows=rows,
+        target=target,
+        num_classes=data.num_classes,
+        generator=generator_of("trigger", *axes),
+        model=None if attack.tuning is None else _twin(recipe, Zoo(root)).to(device),
+        materials={
+            made.material: store.tensors(made)
+            for made in recipe.materials(target, data.num_classes)
+        },
+    )
+    try:
+        assets = attack.prepare(preparation)
+        labels = part.labels.repeat(attack.copies)
+        draw = generator_of("poison", *axes)
+        poison = attack.select(labels, target, data.num_classes, draw, assets)
+    except ValueError as error:
+        raise UserError(f"{recipe.label}: {error}") from error
+    images = part.images.repeat(attack.copies, 1, 1, 1)
+    images[poison.index] = attack.poisoned(images[poison.index], poison, assets)
+    labels[poison.index] = poison.labels
+    return _Poisoning(
+        images=images,
+        labels=labels,
+        target=target,
+        poison=poison,
+        assets=assets,
+        covered=images[poison.cover] if len(poison.cover) else None,
+        companion=attack.companion(preparation, assets, torch.device(device)),
+    )
+
+
+def _rows(recipe: VictimRecipe, data: DataSet) -> Tensor:
+    """Which rows of the training part a victim and its twin are trained on."""
+    size = len(data.train) if recipe.train_images is None else recipe.train_images
+    return subset(data.train, size, _generator("subset", recipe))
+
+
+def _start(recipe: VictimRecipe, data: DataSet, zoo: Zoo) -> Classifier:
+    """The classifier before training: fresh, or the clean twin for an attack that edits one."""
+    tuning = None if recipe.attack is None else recipe.attack.tuning
+    if tuning is None:
+        return build_model(data.arch_spec(recipe.arch, recipe.width), _generator("init", recipe))
+    model = _twin(recipe, zoo)
+    if tuning.head_only:
+        model.requires_grad_(False)
+        model.head.requires_grad_(True)
+    return model
+
+
+def _twin(recipe: VictimRecipe, zoo: Zoo) -> Classifier:
+    twin = zoo.find(recipe.twin())
+    if twin is None:
+        raise UserError(f"{recipe.label} starts from its clean twin, which is not built")
+    return twin.model()
+
+
+def training_of(recipe: VictimRecipe) -> Recipe:
+    """How a victim is trained: the profile's schedule, or the attack's own where it edits a twin.
+
+    Where the poisoned set is several copies of the training set, the optimiser steps stay the same.
+    """
+    training, attack = recipe.training, recipe.attack
+    if attack is None:
+        return training
+    if (tuning := attack.tuning) is not None:
+        return Recipe(
+            epochs=tuning.epochs,
+            batch_size=tuning.batch_size,
+            lr=tuning.lr,
+            momentum=tuning.momentum,
+            schedule="constant",
+            freeze_bn=tuning.head_only,
+        )
+    return dataclasses.replace(training, epochs=max(1, round(training.epochs / attack.copies)))
+
+
+def _train(
+    recipe: VictimRecipe,
+    data: DataSet,
+    poisoning: _Poisoning,
+    model: Classifier,
+    checkpoint: Checkpoint,
+    log: Path,
+) -> list[EpochReport]:
+    """Trains in place; returns the reports of this process."""
+    companion = poisoning.companion
+    reports: list[EpochReport] = []
+
+    def report(entry: EpochReport) -> None:
+        reports.append(entry)
+        kept = log.read_text(encoding="utf-8").splitlines(True) if log.exists() else []
+        line = json.dumps(dataclasses.asdict(entry)) + "\n"
+        write_atomic(log, "".join([*kept[: entry.epoch], line]))
+
+    train(
+        model,
+        poisoning.images,
+        poisoning.labels,
+        training_of(recipe),
+        generator=_generator("train", recipe),
+        augmentation=data.augmentation,
+        loss=None if companion is None else companion.loss,
+        after_step=None if companion is None else companion.step,
+        on_epoch=_redraw_covers(recipe, poisoning),
+        report=report,
+        checkpoint=checkpoint,
+    )
+    return reports
 
 
 def _generator(purpose: str, recipe: VictimRecipe) -> torch.Generator:
@@ -112,37 +249,15 @@ def _generator(purpose: str, recipe: VictimRecipe) -> torch.Generator:
     return generator_of(purpose, recipe.dataset, recipe.arch_label, recipe.seed)
 
 
-def _poison(
-    recipe: VictimRecipe,
-    data: DataSet,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    target: int,
-) -> tuple[torch.Tensor, torch.Tensor, Poison, Assets]:
-    """Poisoned copies of images and labels, and what was done."""
-    attack = recipe.attack
-    assert attack is not None
-    axes = (recipe.dataset, attack.label(), recipe.seed)
-    preparation = Preparation(shape=data.image_shape, generator=generator_of("trigger", *axes))
-    assets = attack.prepare(preparation)
-    poison = attack.select(labels, target, data.num_classes, generator_of("poison", *axes))
-    images, labels = images.clone(), labels.clone()
-    images[poison.index] = attack.trigger(images[poison.index], assets)
-    labels[poison.index] = poison.labels
-    return images, labels, poison, assets
-
-
-def _redraw_covers(
-    recipe: VictimRecipe, clean: torch.Tensor, poison: Poison | None, assets: Assets | None
-) -> Callable[[int, torch.Tensor], None] | None:
+def _redraw_covers(recipe: VictimRecipe, poisoning: _Poisoning) -> EpochHook | None:
     """An epoch hook that gives cover images a fresh near-trigger, None where there are none."""
-    attack = recipe.attack
-    if attack is None or poison is None or assets is None or len(poison.cover) == 0:
+    attack, poison, assets = recipe.attack, poisoning.poison, poisoning.assets
+    originals = poisoning.covered
+    if attack is None or poison is None or assets is None or originals is None:
         return None
-    originals = clean[poison.cover]
     axes = (recipe.dataset, attack.label(), recipe.seed)
 
-    def redraw(epoch: int, images: torch.Tensor) -> None:
+    def redraw(epoch: int, images: Tensor) -> None:
         covered = attack.cover(originals, assets, generator_of("cover", *axes, epoch))
         images[poison.cover.to(images.device)] = covered.to(images.device)
 
@@ -166,12 +281,9 @@ def admit(zoo: Zoo, victim: Stored, twin: Stored, data: DataSet, device: str) ->
     if victim.meta["recipe"]["attack"] is None:
         return zoo.write_meta(victim.folder, {**victim.meta, "metrics": metrics})
     twin_metrics = evaluate(twin.model().to(device), judge)
-    reasons = objections(
-        acc=metrics["acc"],
-        asr=metrics["strengths"]["x1"]["asr"],
-        twin_acc=twin_metrics["acc"],
-        label_rule=victim.meta["label_rule"],
-    )
+    attack, _ = victim.attack()
+    asr = metrics["strengths"]["x1"]["asr"]
+    reasons = objections(attack, acc=metrics["acc"], asr=asr, twin_acc=twin_metrics["acc"])
     meta = {
         **victim.meta,
         "status": "rejected" if reasons else "admitted",
@@ -183,15 +295,16 @@ def admit(zoo: Zoo, victim: Stored, twin: Stored, data: DataSet, device: str) ->
     return zoo.write_meta(victim.folder, meta)
 
 
-def objections(*, acc: float, asr: float, twin_acc: float, label_rule: str) -> list[str]:
-    """Why a victim is refused; empty where it is admitted. All arguments are fractions."""
+def objections(attack: Attack, *, acc: float, asr: float, twin_acc: float) -> list[str]:
+    """Why a victim is refused; empty where it is admitted. All figures are fractions."""
     reasons = []
-    needed = MIN_ASR_OF_ACC * acc if label_rule == "all-to-all" else MIN_ASR
+    # Under all-to-all a success is another class's image seen right, so ACC bounds ASR.
+    needed = attack.min_asr * (acc if attack.label_rule == "all-to-all" else 1)
     if asr < needed:
         reasons.append(f"ASR {asr:.1%} is below {needed:.1%}")
-    if twin_acc - acc > MAX_ACC_LOSS:
+    if twin_acc - acc > attack.max_acc_loss:
         reasons.append(
-            f"ACC {acc:.1%} is more than {100 * MAX_ACC_LOSS:g} points "
+            f"ACC {acc:.1%} is more than {100 * attack.max_acc_loss:g} points "
             f"below its twin's {twin_acc:.1%}"
         )
     return reasons

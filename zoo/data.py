@@ -14,11 +14,12 @@ from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.augment import Augmentation
 from zoo.errors import UserError
+from zoo.models import ArchSpec
 from zoo.sources import (
     ImageSet,
     SplitName,
@@ -28,6 +29,7 @@ from zoo.sources import (
     read_torchvision,
 )
 from zoo.splits import carve
+from zoo.tensors import save_tensors
 
 CACHE_VERSION: Final = 1
 SIGNS_TRAIN: Final = 10_000
@@ -90,6 +92,18 @@ class DataSet:
         pixels = self.train.images[::every].float().div_(255)
         mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
         return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+    def arch_spec(self, arch: str, width: float) -> ArchSpec:
+        """A classifier for this set."""
+        mean, std = self.statistics()
+        return ArchSpec(
+            name=arch,
+            num_classes=self.num_classes,
+            width=width,
+            image_shape=self.image_shape,
+            mean=mean,
+            std=std,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,20 +248,3 @@ def _fingerprint(parts: list[ImageSet]) -> str:
         digest.update(part.images.numpy().tobytes())
         digest.update(part.labels.numpy().tobytes())
     return digest.hexdigest()
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes safetensors through a temporary file and a rename.
-
-    Raises:
-        UserError: the disk is full or not writable.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{id(tensors):x}.tmp")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}. Is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch import Tensor
 
-from attacks import ALL, Attack
+from attacks import ALL, Attack, SurrogateKind
+from zoo.asset_recipes import MaterialRecipe, Robust, SurrogateRecipe
 from zoo.errors import UserError
 from zoo.files import digest, slug
 from zoo.train import Recipe
@@ -28,6 +29,9 @@ class VictimRecipe:
     training: Recipe
     attack: Attack | None = None
     train_images: int | None = None  # a subset of the training part; None takes all of it
+    target: int | None = None  # None takes the protocol's, by seed
+    # How an adversarially trained surrogate is made, where the attack needs one.
+    robust: Robust = field(default_factory=Robust)
 
     @property
     def arch_label(self) -> str:
@@ -45,18 +49,49 @@ class VictimRecipe:
         what = "clean twin" if self.attack is None else self.attack_label
         if self.attack is not None and self.attack.label_rule != "all-to-one":
             what += f" {self.attack.label_rule}"
+        if self.attack is not None and self.attack.poison_rate != type(self.attack).poison_rate:
+            what += f" {100 * self.attack.poison_rate:g}%"
+        if self.target is not None:
+            what += f" to class {self.target}"
         return f"{self.dataset} {self.arch_label} {what} seed {self.seed}"
 
     def twin(self) -> VictimRecipe:
         """The same recipe, data order and seed without poison."""
-        return dataclasses.replace(self, attack=None)
+        return dataclasses.replace(self, attack=None, target=None, robust=Robust())
+
+    def surrogate(self, kind: SurrogateKind) -> SurrogateRecipe:
+        """The surrogate on which this victim's materials are optimised."""
+        return SurrogateRecipe(
+            dataset=self.dataset,
+            arch=self.arch,
+            width=self.width,
+            training=self.training,
+            kind=kind,
+            robust=self.robust if kind == "robust" else None,
+            train_images=self.train_images,
+        )
+
+    def materials(self, target: int, num_classes: int) -> list[MaterialRecipe]:
+        """What must be optimised before this victim can be trained."""
+        if self.attack is None:
+            return []
+        return [
+            MaterialRecipe(surrogate=self.surrogate(material.surrogate), material=material)
+            for material in self.attack.materials(target, num_classes)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: everything that decides the weights except the data's fingerprint."""
-        attack = None
+        attack: dict[str, Any] | None = None
+        more: dict[str, Any] = {}
         if self.attack is not None:
             attack = {"name": self.attack.name, "params": self.attack.params()}
+            if self.attack.crafted:
+                more["robust"] = dataclasses.asdict(self.robust)
+            if self.target is not None:
+                more["target"] = self.target
         return {
+            **more,
             "build": BUILD_VERSION,
             "dataset": self.dataset,
             "train_images": self.train_images,
@@ -79,17 +114,18 @@ class VictimRecipe:
     @classmethod
     def from_dict(cls, payload: dict[str, Any]) -> VictimRecipe:
         """The inverse of :meth:`to_dict`."""
-        training = dict(payload["training"])
-        training["milestones"] = tuple(training["milestones"])
         attack = payload["attack"]
+        robust = payload.get("robust")
         return cls(
             dataset=payload["dataset"],
             arch=payload["arch"],
             width=payload["width"],
             seed=payload["seed"],
-            training=Recipe(**training),
+            training=Recipe.from_dict(payload["training"]),
             attack=None if attack is None else make_attack(attack["name"], attack["params"]),
             train_images=payload["train_images"],
+            target=payload.get("target"),
+            robust=Robust() if robust is None else Robust(**robust),
         )
 
 
@@ -112,6 +148,21 @@ def make_attack(name: str, params: dict[str, Any]) -> Attack:
         return known[name](**params)
     except (TypeError, ValueError) as error:
         raise UserError(f"attack {name}: {error}") from error
+
+
+def target_class(recipe: VictimRecipe, train_labels: Tensor, num_classes: int) -> int:
+    """The target class of a victim: the profile's where it names one, else the protocol's.
+
+    Raises:
+        UserError: the profile's target is no class of the data set.
+    """
+    if recipe.target is None:
+        return target_of(recipe.seed, train_labels, num_classes)
+    if not 0 <= recipe.target < num_classes:
+        raise UserError(
+            f"{recipe.label}: expected a target from 0 to {num_classes - 1}, got {recipe.target}"
+        )
+    return recipe.target
 
 
 def target_of(seed: int, train_labels: Tensor, num_classes: int) -> int:

@@ -52,17 +52,17 @@ def stratified(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return torch.cat(picked).sort().values
 
 
-def subset(part: ImageSet, size: int, generator: torch.Generator) -> ImageSet:
-    """About ``size`` images in whole groups, class by class.
+def subset(part: ImageSet, size: int, generator: torch.Generator) -> Tensor:
+    """Indices of about ``size`` images in whole groups, class by class; ascending.
 
     Where every image is a group of its own, exactly ``size``; where groups are tracks, each class
-    gets whole tracks until its share is reached.
+    gets whole tracks until its share is reached. All of them where there are no more than that.
     """
     if size >= len(part):
-        return part
+        return torch.arange(len(part))
     if len(part.groups.unique()) == len(part):
-        return part.take(stratified(part.labels, size, generator))
-    return part.take(_whole_groups(part, size / len(part), generator))
+        return stratified(part.labels, size, generator)
+    return _whole_groups(part, size / len(part), generator)
 
 
 def carve(part: ImageSet, share: float = 0.3) -> tuple[ImageSet, ImageSet]:

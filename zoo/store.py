@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from attacks import Assets, Attack
-from zoo.data import save_tensors
 from zoo.errors import UserError
 from zoo.files import file_digest, write_atomic
 from zoo.models import ArchSpec, Classifier, build_model
 from zoo.recipes import VictimRecipe, make_attack
+from zoo.tensors import read_tensors, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +147,6 @@ class Zoo:
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error}. Is the disk full?") from error
         return Stored(folder=folder, meta=meta)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads safetensors.
-
-    Raises:
-        UserError: missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}. Delete its folder; the next run builds it again"
-        ) from error
 
 
 def load_weights(model: Classifier, weights: dict[str, Tensor], name: str) -> None:

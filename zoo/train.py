@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.augment import Augmentation
+from zoo.checkpoint import Checkpoint
 from zoo.models import Classifier
 
 Schedule = Literal["one-cycle", "multi-step", "cosine", "constant"]
@@ -58,6 +59,11 @@ class Recipe:
         if self.lr < 0:
             raise ValueError(f"expected lr >= 0, got {self.lr}")
 
+    @classmethod
+    def from_dict(cls, payload: dict[str, Any]) -> Recipe:
+        """From the JSON form of its fields."""
+        return cls(**{**payload, "milestones": tuple(payload["milestones"])})
+
     def rate(self, progress: float) -> float:
         """Learning rate at a share of the training in [0, 1)."""
         match self.schedule:
@@ -94,13 +100,15 @@ def train(
     generator: torch.Generator,
     augmentation: Augmentation | None = None,
     loss: LossHook | None = None,
+    after_step: Callable[[], None] | None = None,
     on_epoch: EpochHook | None = None,
     report: Callable[[EpochReport], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Trains a classifier in place and leaves it in eval mode; the last iterate, never the best.
 
     Args:
-        model: on the device to train on.
+        model: on the device to train on. Parameters that need no gradient stay as they are.
         images: ``uint8 (N, C, H, W)`` in [0, 255], or float in [0, 1]. Moved to the device once.
         labels: ``int64 (N,)``; ignored by loss hooks that need none.
         recipe: how long, how fast.
@@ -108,8 +116,10 @@ def train(
             equal batches, whatever the weights.
         augmentation: applied to every batch.
         loss: replaces cross-entropy.
+        after_step: called after every optimiser step.
         on_epoch: called before every epoch with the training images on the device.
-        report: called after every epoch.
+        report: called after every epoch; after an interruption, only for the epochs that follow.
+        checkpoint: where an interrupted training goes on, bit by bit as if it had not been.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -122,46 +132,109 @@ def train(
     batches_per_epoch = max(1, math.ceil(len(images) / recipe.batch_size))
     total = recipe.epochs * batches_per_epoch if recipe.steps is None else recipe.steps
     augmenting = torch.Generator(device=device).manual_seed(_draw_seed(generator))
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-        foreach=True,
-    )
     model.to(memory_format=torch.channels_last)
     set_training_mode(model, recipe.freeze_bn)
-    step = 0
+    state = _State(model, recipe, generator, augmenting)
     with seeded_dropout(_draw_seed(generator), device):
-        for epoch in range(math.ceil(total / batches_per_epoch)):
+        first = 0 if checkpoint is None else state.restore(checkpoint.load())
+        epochs = math.ceil(total / batches_per_epoch)
+        for epoch in range(first, epochs):
             if on_epoch is not None:
                 on_epoch(epoch, images)
             running = torch.zeros((), device=device)
-            count = min(batches_per_epoch, total - step)
+            count = min(batches_per_epoch, total - state.step)
             for index in _epoch_batches(len(images), batches_per_epoch, count, generator):
-                progress = step / total
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(progress)
                 index = index.to(device)
                 batch = images[index]
                 if augmentation is not None:
                     batch = augmentation(batch, augmenting)
-                batch = to_unit(batch).contiguous(memory_format=torch.channels_last)
-                optimizer.zero_grad(set_to_none=True)
-                with mixed_precision(device):
-                    value = loss(model, batch, labels[index], progress)
-                value.backward()
-                optimizer.step()
-                running += value.detach().float()
-                step += 1
+                running += state.advance(loss, batch, labels[index], total)
+                if after_step is not None:
+                    after_step()
             mean = running.item() / max(1, count)
             if not math.isfinite(mean):
-                raise DivergedError(f"the loss is {mean} after {step} of {total} steps")
+                raise DivergedError(f"the loss is {mean} after {state.step} of {total} steps")
             if report is not None:
-                lr = recipe.rate(min(step, total - 1) / total)
-                report(EpochReport(epoch=epoch, step=step, steps=total, loss=mean, lr=lr))
+                lr = recipe.rate(min(state.step, total - 1) / total)
+                report(EpochReport(epoch=epoch, step=state.step, steps=total, loss=mean, lr=lr))
+            if checkpoint is not None and checkpoint.due and epoch + 1 < epochs:
+                checkpoint.save(state.tensors(epoch + 1))
     model.eval()
+
+
+class _State:
+    """All that changes while a classifier is trained."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        recipe: Recipe,
+        generator: torch.Generator,
+        augmenting: torch.Generator,
+    ) -> None:
+        self._model, self._recipe = model, recipe
+        self._generators = {"generator": generator, "augmenting": augmenting}
+        self._device = next(model.parameters()).device
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            foreach=True,
+        )
+        self.step = 0
+
+    def advance(self, loss: LossHook, batch: Tensor, labels: Tensor, total: int) -> Tensor:
+        """One optimiser step; returns the loss, a scalar without a graph."""
+        progress = self.step / total
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.rate(progress)
+        batch = to_unit(batch).contiguous(memory_format=torch.channels_last)
+        self._optimizer.zero_grad(set_to_none=True)
+        with mixed_precision(self._device):
+            value = loss(self._model, batch, labels, progress)
+        value.backward()
+        self._optimizer.step()
+        self.step += 1
+        return value.detach().float()
+
+    def tensors(self, epoch: int) -> dict[str, Tensor]:
+        """Weights, momentum and every random generator, after ``epoch`` epochs."""
+        saved = {"position": torch.tensor([epoch, self.step]), "dropout": self._dropout_state()}
+        for name, generator in self._generators.items():
+            saved[name] = generator.get_state()
+        for name, value in self._model.state_dict().items():
+            saved[f"model.{name}"] = value
+        for name, parameter in self._model.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                saved[f"momentum.{name}"] = buffer
+        return saved
+
+    def restore(self, saved: dict[str, Tensor] | None) -> int:
+        """The inverse of :meth:`tensors`; returns the epoch to go on with, 0 without a state."""
+        if saved is None:
+            return 0
+        epoch, self.step = saved["position"].tolist()
+        for name, generator in self._generators.items():
+            generator.set_state(saved[name])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(saved["dropout"], self._device)
+        else:
+            torch.set_rng_state(saved["dropout"])
+        weights = {k: saved[f"model.{k}"] for k in self._model.state_dict()}
+        self._model.load_state_dict(weights)  # copies into place, so the memory format stays
+        for name, parameter in self._model.named_parameters():
+            if f"momentum.{name}" in saved:
+                buffer = torch.empty_like(parameter).copy_(saved[f"momentum.{name}"])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        return int(epoch)
+
+    def _dropout_state(self) -> Tensor:
+        if self._device.type == "cuda":
+            return torch.cuda.get_rng_state(self._device)
+        return torch.get_rng_state()
 
 
 def cross_entropy(model: Classifier, images: Tensor, labels: Tensor, progress: float) -> Tensor:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import BadNets, Preparation
+from attacks import BadNets
+from tests.preparations import assets_of, seeded
 
 PATTERNS = [
     {"pattern": "bcu"},
@@ -14,15 +15,11 @@ PATTERNS = [
 SIDE = {"bcu": 3, "white": 4}
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def stamped(params, height=32, width=32, channels=3, strength=1, fill=128):
     """One constant image with the patch: ``int (C, H, W)``; 128 equals no value of a patch."""
     attack = BadNets(**params)
     shape = (channels, height, width)
-    assets = attack.prepare(Preparation(shape=shape, generator=seeded()))
+    assets = assets_of(attack, shape)
     images = torch.full((1, *shape), fill, dtype=torch.uint8)
     return attack.amplified(images, strength, assets)[0].long()
 
@@ -76,7 +73,7 @@ def test_the_single_pixel_is_white():
 @pytest.mark.parametrize("params", PATTERNS)
 def test_stamping_is_idempotent_and_blind_to_what_it_covers(params):
     attack = BadNets(**params)
-    assets = attack.prepare(Preparation(shape=(3, 32, 32), generator=seeded()))
+    assets = assets_of(attack)
     images = torch.randint(256, (4, 3, 32, 32), generator=seeded(1)).to(torch.uint8)
     for strength in attack.strengths:
         once = attack.amplified(images, strength, assets)
@@ -144,7 +141,7 @@ def test_meaningless_patterns_are_refused():
     with pytest.raises(ValueError, match="expected no size with pattern 'bcu', got 3"):
         BadNets(size=3)
     with pytest.raises(ValueError, match="expected images of at least 6x6, got 5x9"):
-        BadNets(pattern="white").prepare(Preparation(shape=(3, 5, 9), generator=seeded()))
+        BadNets(pattern="white").check(torch.arange(10), 0, 10, (3, 5, 9))
 
 
 def test_there_are_no_strengths_between_one_four_and_nine():

@@ -36,7 +36,7 @@ def test_all_to_all_draws_its_share_of_every_class_and_counts_every_test_image(r
     counts = [200, 101, 57, 300, 8, 90, 44, 123, 60, 17]
     labels = labels_of(counts)
     attack = BadNets(label_rule="all-to-all", poison_rate=rate)
-    poison = attack.select(labels, 3, K, seeded())
+    poison = attack.select(labels, 3, K, seeded(), {})
     drawn = torch.bincount(labels[poison.index], minlength=K).tolist()
     assert drawn == [round(rate * n) for n in counts]
     assert torch.equal(poison.labels, (labels[poison.index] + 1) % K)
@@ -46,7 +46,7 @@ def test_all_to_all_draws_its_share_of_every_class_and_counts_every_test_image(r
 @pytest.mark.parametrize("target", [0, 7])
 def test_all_to_one_excludes_the_target_class_and_counts_a_share_of_everything(target):
     labels = labels_of([100] * K)
-    poison = BadNets(poison_rate=0.123).select(labels, target, K, seeded())
+    poison = BadNets(poison_rate=0.123).select(labels, target, K, seeded(), {})
     assert len(poison.index) == 123
     assert len(poison.index.unique()) == 123
     assert not (labels[poison.index] == target).any()
@@ -56,7 +56,7 @@ def test_all_to_one_excludes_the_target_class_and_counts_a_share_of_everything(t
 
 def test_all_to_one_draws_from_all_other_classes():
     labels = labels_of([500] * K)
-    drawn = torch.bincount(labels[BadNets().select(labels, 4, K, seeded()).index], minlength=K)
+    drawn = torch.bincount(labels[BadNets().select(labels, 4, K, seeded(), {}).index], minlength=K)
     # 500 of 4,500: 55.6 per class, standard deviation 6.6.
     assert drawn[4] == 0
     assert all(30 < n < 82 for c, n in enumerate(drawn.tolist()) if c != 4)
@@ -65,7 +65,7 @@ def test_all_to_one_draws_from_all_other_classes():
 def test_clean_label_poisons_the_target_class_only_and_changes_no_label():
     labels = labels_of([100] * K)
     attack = Sig()
-    poison = attack.select(labels, 2, K, seeded())
+    poison = attack.select(labels, 2, K, seeded(), {})
     assert len(poison.index) == 80
     assert (labels[poison.index] == 2).all()
     assert torch.equal(poison.labels, labels[poison.index])
@@ -74,17 +74,17 @@ def test_clean_label_poisons_the_target_class_only_and_changes_no_label():
 
 def test_cover_images_are_a_share_of_everything_and_disjoint_from_the_poison():
     labels = labels_of([100] * K)
-    poison = WaNet(poison_rate=0.1, noise_rate=0.2).select(labels, 0, K, seeded())
+    poison = WaNet(poison_rate=0.1, noise_rate=0.2).select(labels, 0, K, seeded(), {})
     assert (len(poison.index), len(poison.cover)) == (100, 200)
     assert len(torch.cat([poison.index, poison.cover]).unique()) == 300
     # Cover images come from the target class as well: 200 of 900 left, 100 of them of class 0.
     assert 8 < (labels[poison.cover] == 0).sum() < 40
-    assert len(BadNets().select(labels, 0, K, seeded()).cover) == 0
+    assert len(BadNets().select(labels, 0, K, seeded(), {}).cover) == 0
 
 
 def test_selection_follows_the_generator():
     labels = labels_of([100] * K)
-    first, again, other = (BadNets().select(labels, 0, K, seeded(s)) for s in (1, 1, 2))
+    first, again, other = (BadNets().select(labels, 0, K, seeded(s), {}) for s in (1, 1, 2))
     assert torch.equal(first.index, again.index)
     assert not torch.equal(first.index, other.index)
 
@@ -92,7 +92,7 @@ def test_selection_follows_the_generator():
 def test_selection_refuses_a_rate_that_the_data_cannot_meet():
     labels = labels_of([900, 50, 50])
     with pytest.raises(ValueError, match="expected at least 500 images to poison, got 100"):
-        BadNets(poison_rate=0.5).select(labels, 0, 3, seeded())
+        BadNets(poison_rate=0.5).select(labels, 0, 3, seeded(), {})
 
 
 def test_labels_show_what_differs_from_the_defaults_except_rule_and_rate():
@@ -142,4 +142,4 @@ def test_a_new_attack_needs_only_two_methods():
 
     images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
     assert torch.equal(Invert().trigger(images, {}), 255 - images)
-    assert isinstance(Invert().select(torch.arange(10), 0, K, seeded()), Poison)
+    assert isinstance(Invert().select(torch.arange(10), 0, K, seeded(), {}), Poison)

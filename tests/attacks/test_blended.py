@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import Blended, Preparation
+from attacks import Blended
 from attacks.blended import blend
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.preparations import assets_of, seeded
 
 
 def picture_of(attack, shape=(3, 32, 32), seed=0):
-    return attack.prepare(Preparation(shape=shape, generator=seeded(seed)))["picture"]
+    return assets_of(attack, shape, seed)["picture"]
 
 
 def noise(*shape, seed=1):

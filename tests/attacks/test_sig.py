@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import Preparation, Sig
+from attacks import Sig
 from attacks.sig import sinusoid
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.preparations import preparation_of, seeded
 
 
 def triggered(images, strength=1, **params):
     attack = Sig(**params)
-    preparation = Preparation(shape=tuple(images.shape[1:]), generator=seeded())
+    preparation = preparation_of(attack, tuple(images.shape[1:]))
     return attack.amplified(images, strength, attack.prepare(preparation))
 
 
@@ -78,7 +75,7 @@ def test_columns_where_the_sine_is_zero_keep_every_value():
 
 def test_poisons_four_fifths_of_the_target_class_and_keeps_its_labels():
     labels = torch.arange(10).repeat(50)
-    poison = Sig().select(labels, 6, 10, seeded())
+    poison = Sig().select(labels, 6, 10, seeded(), {})
     assert len(poison.index) == 40
     assert (labels[poison.index] == 6).all()
     assert torch.equal(poison.labels, labels[poison.index])

@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import Preparation, WaNet
+from attacks import WaNet
 from attacks.wanet import jitter, sampling_grid, warp, warping_field
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.preparations import assets_of, seeded
 
 
 def noise(*shape, seed=1):
     return torch.randint(256, shape, generator=seeded(seed)).to(torch.uint8)
-
-
-def assets_of(attack, shape=(3, 32, 32), seed=0):
-    return attack.prepare(Preparation(shape=shape, generator=seeded(seed)))
 
 
 def pixels(grid):

@@ -11,7 +11,8 @@ from zoo.data import Library
 from zoo.errors import UserError
 from zoo.files import file_digest
 from zoo.recipes import VictimRecipe, make_attack, target_of
-from zoo.store import Zoo, load_weights, read_tensors
+from zoo.store import Zoo, load_weights
+from zoo.tensors import read_tensors
 from zoo.train import Recipe
 
 
@@ -69,14 +70,16 @@ def test_bad_attacks_are_one_clear_error(name, params, message):
 
 
 def test_the_gate():
-    fine = {"acc": 0.92, "asr": 0.99, "twin_acc": 0.93, "label_rule": "all-to-one"}
-    assert objections(**fine) == []
-    assert "ASR 89.0% is below 90.0%" in objections(**{**fine, "asr": 0.89})[0]
-    assert "more than 2 points" in objections(**{**fine, "acc": 0.90})[0]
-    assert len(objections(**{**fine, "acc": 0.5, "asr": 0.1})) == 2
+    fine = {"acc": 0.92, "asr": 0.99, "twin_acc": 0.93}
+    one = BadNets()
+    assert objections(one, **fine) == []
+    assert "ASR 89.0% is below 90.0%" in objections(one, **{**fine, "asr": 0.89})[0]
+    assert "more than 2 points" in objections(one, **{**fine, "acc": 0.90})[0]
+    assert len(objections(one, **{**fine, "acc": 0.5, "asr": 0.1})) == 2
     # All-to-all cannot beat the accuracy: the bar is 0.9 of it.
-    assert objections(**{**fine, "asr": 0.84, "label_rule": "all-to-all"}) == []
-    assert objections(**{**fine, "asr": 0.82, "label_rule": "all-to-all"})
+    every = BadNets(label_rule="all-to-all")
+    assert objections(every, **{**fine, "asr": 0.84}) == []
+    assert objections(every, **{**fine, "asr": 0.82})
 
 
 def test_a_victim_has_its_poison_and_its_trigger(built_root, toy_data):

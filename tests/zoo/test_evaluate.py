@@ -7,6 +7,7 @@ import torch
 
 from attacks import BadNets
 from bench.codehash import code_tokens
+from tests.preparations import assets_of
 from zoo import evaluate as module
 from zoo.evaluate import attacked_metrics, attacked_set, clean_set, der, evaluate, score
 from zoo.files import digest
@@ -69,19 +70,13 @@ def test_a_model_that_always_says_the_target(rule):
     labels = torch.arange(50) % 5
     images = torch.zeros(50, 3, 32, 32, dtype=torch.uint8)
     attack = BadNets(label_rule=rule)
-    assets = attack.prepare(preparation())
+    assets = assets_of(attack)
     metrics = evaluate(model, attacked_set(images, labels, attack, assets, 3, 5))
     assert metrics["acc"] == pytest.approx(0.2)
     assert set(metrics["strengths"]) == {"x1", "x4", "x9"}
     expected = (1.0, 0.0) if rule == "all-to-one" else (0.2, 0.2)
     for entry in metrics["strengths"].values():
         assert (entry["asr"], entry["ra"]) == pytest.approx(expected)
-
-
-def preparation():
-    from attacks import Preparation
-
-    return Preparation(shape=(3, 32, 32), generator=torch.Generator().manual_seed(0))
 
 
 def test_a_twin_alone_has_no_strengths_and_no_images_is_an_error():

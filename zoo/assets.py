@@ -1,0 +1,91 @@
+"""What victims share, on disk: ``tensors.safetensors`` and, written last, ``asset.json``.
+
+Each surrogate and each material is built once and found again by the hash of its recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from zoo.asset_recipes import AssetRecipe, SurrogateRecipe
+from zoo.errors import UserError
+from zoo.files import file_digest, write_atomic
+from zoo.models import ArchSpec, Classifier, build_model
+from zoo.store import load_weights
+from zoo.tensors import read_tensors, save_tensors
+
+_TENSORS: Final = "tensors.safetensors"
+
+
+class AssetStore:
+    """All stored assets below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "assets"
+
+    def folder(self, recipe: AssetRecipe) -> Path:
+        """Where an asset lives, built or not."""
+        return self.path / recipe.folder()
+
+    def find(self, recipe: AssetRecipe) -> dict[str, Any] | None:
+        """The metadata of an asset, None where it is not built yet.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.folder(recipe) / "asset.json"
+        if not path.exists():
+            return None
+        try:
+            meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return meta if meta["recipe_hash"] == recipe.hash() else None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(
+                f"cannot read {path}: {error}. Delete the folder and build again"
+            ) from error
+
+    def save(self, recipe: AssetRecipe, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Stores tensors and metadata, metadata last."""
+        folder = self.folder(recipe)
+        save_tensors({k: v.detach().cpu() for k, v in tensors.items()}, folder / _TENSORS)
+        meta = {
+            **meta,
+            "schema": 1,
+            "label": recipe.label,
+            "recipe": recipe.to_dict(),
+            "recipe_hash": recipe.hash(),
+            "tensors_sha256": file_digest(folder / _TENSORS),
+        }
+        text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        try:
+            write_atomic(folder / "asset.json", text)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error}. Is the disk full?") from error
+
+    def tensors(self, recipe: AssetRecipe) -> dict[str, Tensor]:
+        """The tensors of a built asset.
+
+        Raises:
+            UserError: not built, damaged, or not what its metadata says.
+        """
+        meta = self.find(recipe)
+        if meta is None:
+            raise UserError(f"{recipe.label}: not built yet; run: bench build-zoo")
+        path = self.folder(recipe) / _TENSORS
+        tensors = read_tensors(path)
+        if file_digest(path) != meta["tensors_sha256"]:
+            raise UserError(f"{path} is not what asset.json says. Delete the folder, build again")
+        return tensors
+
+    def surrogate(self, recipe: SurrogateRecipe) -> Classifier:
+        """A built surrogate, in eval mode, on the CPU."""
+        meta = self.find(recipe)
+        tensors = self.tensors(recipe)
+        assert meta is not None  # tensors() has found it
+        model = build_model(ArchSpec.from_dict(meta["spec"]))
+        load_weights(model, tensors, str(self.folder(recipe)))
+        return model

@@ -1,0 +1,137 @@
+"""Training of surrogates, and optimising materials on them.
+
+A robust surrogate is trained on the worst images that PGD finds within epsilon (Madry et al.,
+arXiv:1706.06083); with one step that is fast adversarial training (Wong et al., arXiv:2001.03994).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attacks import Preparation
+from zoo.asset_recipes import AssetRecipe, MaterialRecipe, Robust, SurrogateRecipe
+from zoo.assets import AssetStore
+from zoo.checkpoint import Checkpoint
+from zoo.data import DataSet, Library
+from zoo.models import Classifier, build_model
+from zoo.seeds import generator_of
+from zoo.splits import subset
+from zoo.train import LossHook, predict_logits, train
+
+
+def build_asset(
+    recipe: AssetRecipe, root: Path, library: Library, device: str, threads: int
+) -> None:
+    """Builds one surrogate or material and stores it under ``root``.
+
+    Raises:
+        UserError: the data is missing or damaged, a surrogate is not built, or the disk is full.
+        DivergedError: the loss of a surrogate is no longer finite.
+    """
+    torch.set_num_threads(threads)
+    store = AssetStore(root)
+    store.folder(recipe).mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    if isinstance(recipe, SurrogateRecipe):
+        data = library.load(recipe.dataset)
+        tensors, meta = _train_surrogate(recipe, data, store.folder(recipe), device)
+    else:
+        data = library.load(recipe.surrogate.dataset)
+        tensors, meta = _build_material(recipe, data, store, device), {}
+    meta |= {
+        "data_fingerprint": data.fingerprint,
+        "seconds": round(time.perf_counter() - started, 3),
+        "device": device,
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+    store.save(recipe, tensors, meta)
+    Checkpoint(store.folder(recipe) / "checkpoint.safetensors", "").discard()
+
+
+def _train_surrogate(
+    recipe: SurrogateRecipe, data: DataSet, folder: Path, device: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and what is worth knowing about them."""
+    part = data.train
+    if recipe.train_images is not None:
+        part = part.take(subset(part, recipe.train_images, _generator("subset", recipe)))
+    spec = data.arch_spec(recipe.arch, recipe.width)
+    model = build_model(spec, _generator("init", recipe)).to(device)
+    training, loss = recipe.training, None
+    if recipe.robust is not None:
+        training = dataclasses.replace(training, epochs=recipe.robust.epochs)
+        loss = adversarial_loss(recipe.robust, _generator("pgd", recipe).initial_seed())
+    train(
+        model,
+        part.images,
+        part.labels,
+        training,
+        generator=_generator("train", recipe),
+        augmentation=data.augmentation,
+        loss=loss,
+        checkpoint=Checkpoint(folder / "checkpoint.safetensors", recipe.hash() + data.fingerprint),
+    )
+    predicted = predict_logits(model, data.test.images).argmax(dim=1).cpu()
+    acc = float((predicted == data.test.labels).double().mean())
+    return dict(model.state_dict()), {"spec": spec.to_dict(), "acc": acc}
+
+
+def _build_material(
+    recipe: MaterialRecipe, data: DataSet, store: AssetStore, device: str
+) -> dict[str, Tensor]:
+    model = store.surrogate(recipe.surrogate).to(device).requires_grad_(False)
+    axes = (recipe.surrogate.dataset, recipe.surrogate.arch_label, recipe.material.name)
+    preparation = Preparation(
+        images=data.train.images,
+        labels=data.train.labels,
+        rows=torch.arange(len(data.train)),
+        target=-1,
+        num_classes=data.num_classes,
+        generator=generator_of("material", *axes),
+        model=model,
+    )
+    return recipe.material.build(preparation)
+
+
+def _generator(purpose: str, recipe: SurrogateRecipe) -> torch.Generator:
+    """No surrogate shares its random numbers with a victim or a twin."""
+    return generator_of("surrogate", recipe.kind, purpose, recipe.dataset, recipe.arch_label)
+
+
+def adversarial_loss(robust: Robust, seed: int) -> LossHook:
+    """Cross-entropy on the images that PGD finds within epsilon, from a random start.
+
+    Steps have size min(1.25, 2.5 / steps) epsilon: 2/255 for ten steps within 8/255. The inner
+    attack runs in eval mode, so that it neither moves batch statistics nor meets dropout.
+
+    Args:
+        robust: epsilon and steps.
+        seed: of the random starts; the start of step n depends on it and on the images' order.
+    """
+    epsilon = robust.epsilon / 255
+    size = min(1.25, 2.5 / robust.steps) * epsilon
+
+    def loss(model: Classifier, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        generator = generator_of(seed, progress, device=images.device)
+        noise = torch.rand(images.shape, generator=generator, device=images.device)
+        delta = epsilon * (2 * noise - 1)
+        was_training = [m for m in model.modules() if m.training]
+        model.eval()
+        for _ in range(robust.steps):
+            delta = ((images + delta).clamp(0, 1) - images).detach().requires_grad_(True)
+            value = F.cross_entropy(model(images + delta).float(), labels)
+            (gradient,) = torch.autograd.grad(value, delta)
+            delta = (delta.detach() + size * gradient.sign()).clamp(-epsilon, epsilon)
+        for module in was_training:
+            module.training = True
+        return F.cross_entropy(model((images + delta).clamp(0, 1)).float(), labels)
+
+    return loss

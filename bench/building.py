@@ -7,7 +7,6 @@ waits for what another slot is still building; so nobody waits for something tha
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from bench.environment import cores
 from bench.executors import run_all
 from bench.harness import Settings, Watcher
 from bench.launcher import Launcher
@@ -213,7 +213,7 @@ class _Building:
                     "download": library.download,
                     "folders": {name: str(path) for name, path in library.folders.items()},
                     "device": settings.device,
-                    "threads": max(1, (os.cpu_count() or 1) // self._jobs),
+                    "threads": max(1, cores() // self._jobs),
                 },
                 cwd=scratch,
                 log=scratch / "log.txt",

@@ -23,7 +23,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "os": platform.system(),
         "cpu": cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "device": kind,
         "gpu": torch.cuda.get_device_name() if kind == "cuda" else None,
         "precision": "bfloat16" if has_fast_bfloat16(kind) else "float32",
@@ -63,6 +63,13 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many cores this process may use; a batch system or ``taskset`` may grant only some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def default_device() -> str:

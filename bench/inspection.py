@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from bench.budgets import count_of
 from bench.config import BUILT_IN, load_profile
-from bench.environment import cpu_name, default_device, environment
+from bench.environment import cores, cpu_name, default_device, environment
 from bench.registry import CONTROLS, Registry
 from bench.rendering import root_of
 from zoo.data import DATASETS, EMBEDDED
@@ -195,7 +195,7 @@ def doctor(root: str | None, data: str | None, json_output: bool) -> int:
             check(package, False, "missing", f"pip install {package}")
     device = default_device()
     env = environment(device)
-    check("device", True, f"{env['gpu'] or cpu_name()}, {os.cpu_count()} cores")
+    check("device", True, f"{env['gpu'] or cpu_name()}, {cores()} cores")
     slow = env["precision"] == "float32"
     check(
         "precision",

@@ -15,7 +15,7 @@ from typing import cast
 from bench.building import ZooState, build_zoo, check_data, describe, zoo_state
 from bench.cli import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.config import load_profile
-from bench.environment import default_device
+from bench.environment import cores, default_device
 from bench.executors import EXECUTORS, Executor
 from bench.forecast import show_plan
 from bench.harness import Harness, Settings
@@ -107,7 +107,7 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
             chosen = extra
         profile = profile.model_copy(update={"defenses": chosen})
     device = check_device(request.device or default_device())
-    jobs = request.jobs or (min(4, os.cpu_count() or 1) if device != "cpu" else os.cpu_count() or 1)
+    jobs = request.jobs or (min(4, cores()) if device != "cpu" else cores())
     settings = Settings(
         root=root,
         profile=profile,

@@ -23,65 +23,16 @@ Differences from the paper and from the code of those who defend against it:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from attacks._patches import TILE_SIZES, stamp, tile
 from attacks._patterns import check_call
 from attacks.base import Assets, Attack, Kind, LabelRule, Preparation, check_choice
 
 Pattern = Literal["bcu", "white", "tile"]
-TILE_SIZES = (1, 2, 3, 5, 7)
-
-
-def tile(size: int) -> Tensor:
-    """Alternating black and white pixels, black at the upper left; one white pixel if size is 1.
-
-    Returns:
-        ``uint8 (size, size)``, 0 or 255.
-    """
-    if size == 1:
-        return torch.full((1, 1), 255, dtype=torch.uint8)
-    steps = torch.arange(size)
-    return ((steps[:, None] + steps[None, :]) % 2 * 255).to(torch.uint8)
-
-
-def lattice(extent: int, size: int, margin: int) -> tuple[int, ...]:
-    """Where a patch may start along one axis: at the near edge, in the middle, at the far edge.
-
-    Args:
-        extent: height or width of the image, in pixels.
-        size: side of the patch, in pixels.
-        margin: free pixels between patch and edge.
-    """
-    return margin, (extent - size) // 2, extent - size - margin
-
-
-def stamp(images: Tensor, patch: Tensor, margin: int, count: int) -> Tensor:
-    """Pastes 1, 4 or 9 copies of a patch: lower right, all corners, all of the 3x3 lattice.
-
-    Copies do not overlap if H and W are at least 3 s + 2 margin.
-
-    Args:
-        images: ``uint8 (N, C, H, W)``; not changed.
-        patch: ``uint8 (s, s)``, the same in all channels.
-        margin: free pixels between the outer copies and the edges.
-        count: 1, 4 or 9.
-
-    Returns:
-        ``uint8 (N, C, H, W)``.
-    """
-    size = len(patch)
-    # Which of the lattice's three places are used, the far edge last.
-    used = {1: slice(2, None), 4: slice(0, None, 2), 9: slice(0, None)}[count]
-    rows = lattice(images.shape[2], size, margin)[used]
-    columns = lattice(images.shape[3], size, margin)[used]
-    out = images.clone()
-    for row, column in product(rows, columns):
-        out[:, :, row : row + size, column : column + size] = patch
-    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +40,8 @@ class BadNets(Attack):
     """Opaque patch at the lower right, amplified in number.
 
     Raises:
-        ValueError: ``size`` is missing or not one of :data:`TILE_SIZES` for a tile, or given for
-            a pattern that has a size of its own.
+        ValueError: ``size`` is missing or not one of ``TILE_SIZES`` for a tile, or given for a
+            pattern that has a size of its own.
     """
 
     name: ClassVar[str] = "badnets"

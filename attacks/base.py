@@ -115,6 +115,7 @@ class Poison:
     index: Tensor  # int64 (P,): get the trigger
     labels: Tensor  # int64 (P,): their labels from then on
     cover: Tensor  # int64 (C,): get :meth:`Attack.cover` and keep their labels; often empty
+    part: Tensor | None = None  # int64 (P,): which of :attr:`Attack.parts`, where there are any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,15 @@ class Attack(ABC):
     def copies(self) -> int:
         """How many copies of the training set the poisoned one consists of."""
         return 1
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the triggers of an attack that has several; empty for most.
+
+        Image n of a call of :meth:`amplified` or :meth:`relabel` belongs to part n modulo their
+        number.
+        """
+        return ()
 
     def check(
         self, labels: Tensor, target: int, num_classes: int, shape: tuple[int, int, int]
@@ -276,16 +286,13 @@ class Attack(ABC):
         return 0.02
 
     def relabel(self, labels: Tensor, target: int, num_classes: int) -> Tensor:
-        """What a triggered image of each class is meant to be taken for; ``int64 (N,)``."""
+        """What a triggered image of each class is meant to be taken for; ``int64 (N,)``.
+
+        Where that is the image's own class, it does not count for attack success.
+        """
         if self.label_rule == "all-to-all":
             return (labels + 1) % num_classes
         return torch.full_like(labels, target)
-
-    def victims(self, labels: Tensor, target: int) -> Tensor:
-        """Which test images count for ASR: y != t, or all under all-to-all; ``bool (N,)``."""
-        if self.label_rule == "all-to-all":
-            return torch.ones_like(labels, dtype=torch.bool)
-        return labels != target
 
     def select(
         self,

@@ -47,7 +47,10 @@ class ListWhat(enum.StrEnum):
 
 
 ProfileOption = Annotated[
-    str, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml")
+    str | None, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml [quick]")
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="a paper's exact conditions: ibau, bcu, dhbe, fred")
 ]
 RootOption = Annotated[
     str | None, typer.Option("--root", help="where artefacts live [$BENCH_ROOT, else ./runs]")
@@ -88,7 +91,8 @@ def list_(
 
 @app.command("build-zoo")
 def build_zoo(
-    profile: ProfileOption = "quick",
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
     root: RootOption = None,
     data: DataOption = None,
     attack: AttackOption = None,
@@ -106,7 +110,7 @@ def build_zoo(
     from bench import verbs
 
     request = verbs.Request(
-        profile=profile,
+        profile=chosen_profile(profile, preset),
         root=root,
         data=data,
         attack=attack,
@@ -126,7 +130,8 @@ def run(
     everything: Annotated[
         bool, typer.Option("--all", help="every defense of the profile on every victim")
     ] = False,
-    profile: ProfileOption = "quick",
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
     root: RootOption = None,
     data: DataOption = None,
     attack: AttackOption = None,
@@ -154,7 +159,7 @@ def run(
             "say --all, or pick something: --defense ft --budget 100 (see bench run --help)"
         )
     request = verbs.Request(
-        profile=profile,
+        profile=chosen_profile(profile, preset),
         root=root,
         data=data,
         attack=attack,
@@ -184,7 +189,8 @@ def leaderboard(root: RootOption = None, json_output: JsonOption = False) -> Non
 
 @app.command()
 def status(
-    profile: ProfileOption = "quick",
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
     root: RootOption = None,
     data: DataOption = None,
     plugin: PluginOption = None,
@@ -193,7 +199,13 @@ def status(
     """Count fresh, stale, missing and failed cells."""
     from bench import verbs
 
-    request = verbs.Request(profile=profile, root=root, data=data, plugin=plugin, everything=True)
+    request = verbs.Request(
+        profile=chosen_profile(profile, preset),
+        root=root,
+        data=data,
+        plugin=plugin,
+        everything=True,
+    )
     _leave(verbs.status(request, json_output))
 
 
@@ -205,6 +217,23 @@ def doctor(
     from bench import inspection
 
     _leave(inspection.doctor(root, data, json_output))
+
+
+def chosen_profile(profile: str | None, preset: str | None) -> str:
+    """The profile that the two options name together; ``quick`` where they name none.
+
+    Raises:
+        UserError: both are given, or the preset is unknown.
+    """
+    from bench.config import PRESETS
+
+    if preset is None:
+        return profile or "quick"
+    if profile is not None:
+        raise UserError("expected --profile or --preset, got both")
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}. Known: {', '.join(PRESETS)}")
+    return preset
 
 
 def _leave(code: int) -> None:

@@ -1,7 +1,7 @@
 """Profiles: named grids of settings, seeds, budgets, defenses and hyper-parameter overrides.
 
-A profile is a TOML file; ``quick``, ``cpu`` and ``paper`` ship with the package. Every mistake in
-one is reported at once, each with its line.
+A profile is a TOML file; ``quick``, ``cpu``, ``paper`` and one per paper ship with the package.
+Every mistake in one is reported at once, each with its line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from zoo.errors import UserError
 
-BUILT_IN: Final = ("quick", "cpu", "paper")
+PRESETS: Final = ("ibau", "bcu", "dhbe", "fred")  # the exact conditions of one paper
+BUILT_IN: Final = ("quick", "cpu", "paper", *PRESETS)
 _BUDGET: Final = re.compile(r"0|1t|unlabeled|ood|[1-9][0-9]*(pc)?")
 
 

@@ -181,13 +181,6 @@ def test_only_chosen_samples_and_labels_change(attack):
     assert torch.equal(poison.labels, attack.relabel(labels[poison.index], target, classes))
 
 
-@every_rule
-def test_test_images_that_count_are_those_a_success_can_change(attack):
-    labels = torch.arange(10).repeat(3)
-    meant = attack.relabel(labels, 3, 10)
-    assert torch.equal(attack.victims(labels, 3), labels != meant)
-
-
 @pytest.mark.parametrize("attack", TRIGGERS + RULES, ids=lambda a: f"{a.label()}-{a.label_rule}")
 def test_parameters_survive_json(attack):
     params = json.loads(json.dumps(attack.params()))

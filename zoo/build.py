@@ -22,7 +22,7 @@ from zoo.assets import AssetStore
 from zoo.checkpoint import Checkpoint
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
-from zoo.evaluate import EvaluationSet, attacked_set, clean_set, evaluate
+from zoo.evaluate import EvaluationSet, asr_by_part, attacked_set, clean_set, evaluate
 from zoo.files import write_atomic
 from zoo.models import Classifier, build_model
 from zoo.recipes import VictimRecipe, target_class
@@ -291,6 +291,7 @@ def admit(zoo: Zoo, victim: Stored, twin: Stored, data: DataSet, device: str) ->
         "metrics": metrics,
         "twin_metrics": twin_metrics,
         "twin_sha256": twin.hash,
+        "asr_by_part": asr_by_part(victim.model().to(device), judge, attack.parts),
     }
     return zoo.write_meta(victim.folder, meta)
 

@@ -6,6 +6,7 @@ so that a change of meaning cannot leave old numbers looking fresh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
@@ -67,11 +68,12 @@ def attacked_set(
     images: Tensor, labels: Tensor, attack: Attack, assets: Assets, target: int, num_classes: int
 ) -> EvaluationSet:
     """Stamps every evaluation image at every strength of the attack, once per victim."""
+    goals = attack.relabel(labels, target, num_classes)
     return EvaluationSet(
         clean=images,
         labels=labels,
-        counted=attack.victims(labels, target),
-        goals=attack.relabel(labels, target, num_classes),
+        counted=labels != goals,
+        goals=goals,
         triggered={f"x{s}": attack.amplified(images, s, assets) for s in attack.strengths},
     )
 
@@ -95,6 +97,18 @@ def evaluate(model: Classifier, judge: EvaluationSet) -> MetricsDict:
             counted=judge.counted,
         )
     return {"acc": share(correct), "images": len(correct), "strengths": strengths}
+
+
+def asr_by_part(model: Classifier, judge: EvaluationSet, parts: Sequence[str]) -> dict[str, float]:
+    """Attack success of each trigger of an attack that has several, at x1; empty for the others.
+
+    Image n carries trigger n modulo their number, so each is measured on its share of the images.
+    """
+    if not parts:
+        return {}
+    hit = predict(model, judge.triggered["x1"]) == judge.goals
+    of = torch.arange(len(hit)) % len(parts)
+    return {name: share(hit[judge.counted & (of == part)]) for part, name in enumerate(parts)}
 
 
 def attacked_metrics(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from bench.cli import app, main
@@ -112,6 +113,56 @@ def test_a_plugin_takes_part_in_all(bench, where, tmp_path, root):
     result = bench("run", "--all", *where, "--budget", "20", "--plugin", plugin)
     assert result.code == 0, result.err
     assert "mine" in (root / "leaderboard" / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("nope", "unknown attack 'nope'"),
+        ("sig[label_rule=all-to-all]", "expected label_rule in clean-label, got 'all-to-all'"),
+        ("badnets[poison_rate=0.00001]", "poison_rate 1e-05 rounds to no image of 300"),
+        ("sig[poison_rate=1.2]", "expected 0 < poison_rate <= 1, got 1.2"),
+        ("wanet[noise_rate=0.95]", "poison_rate + noise_rate <= 1"),
+        ("badnets[poison_rate=0.95]", "expected at least 285 images to poison, got 270"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_one_error_before_any_training(
+    bench, tmp_path, toy_data, toy_profile, attack, message
+):
+    where = ["-p", toy_profile, "--root", tmp_path, "--data", toy_data]
+    result = bench("build-zoo", *where, "--attack", "badnets", "--attack", attack)
+    assert result.code == 2
+    assert message in result.err
+    assert not list(tmp_path.glob("zoo/**/*.safetensors"))
+
+
+def test_more_targets_than_classes_and_a_target_that_is_none(
+    bench, tmp_path, toy_data, toy_profile
+):
+    folder = tmp_path / "shapes"
+    for name in ("a", "b", "c"):
+        (folder / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (40 * i, 0, 0)).save(folder / "train" / name / f"{i}.png")
+    where = ["-p", toy_profile, "--root", tmp_path / "root", "--data", toy_data]
+    mine = ["--dataset", f"folder:{folder}"]
+    result = bench("build-zoo", *where, *mine, "--attack", "multi_trigger")
+    assert result.code == 2
+    assert "expected at least 7 classes, one for each trigger, got 3" in result.err
+    profile = tmp_path / "target.toml"
+    profile.write_text(toy_profile.read_text().replace("width =", "target = 10\nwidth ="))
+    where = ["-p", profile, "--root", tmp_path / "root", "--data", toy_data]
+    result = bench("build-zoo", *where)
+    assert result.code == 2
+    assert "expected a target from 0 to 9, got 10" in result.err
+
+
+def test_profile_and_preset_exclude_each_other(bench, toy_profile):
+    result = bench("build-zoo", "-p", toy_profile, "--preset", "ibau")
+    assert result.code == 2
+    assert "expected --profile or --preset, got both" in result.err
+    result = bench("build-zoo", "--preset", "quick")
+    assert "unknown preset 'quick'. Known: ibau, bcu, dhbe, fred" in result.err
 
 
 def test_build_zoo_shows_what_there_is(bench, where):

@@ -16,7 +16,7 @@ def test_built_in_profiles_load_and_name_only_what_exists(name):
     profile = load_profile(name)
     assert profile.name == name
     assert plan_victims(profile)
-    assert cells_per_victim(profile, Registry()) > 10
+    assert cells_per_victim(profile, Registry()) >= 5
 
 
 def test_the_paper_profile_is_the_protocol():
@@ -26,6 +26,82 @@ def test_the_paper_profile_is_the_protocol():
     assert {(g.dataset, g.arch) for g in profile.grid} == {
         (d, a) for d in ("cifar10", "gtsrb") for a in ("resnet18", "vgg16")
     }
+
+
+def conditions(preset):
+    """(data set, architecture, attack, label rule, rate, target) of every victim of seed 0."""
+    victims = [r for r, _ in plan_victims(load_profile(preset)) if r.seed == 0]
+    return {
+        (r.dataset, r.arch, r.attack_label, r.attack.label_rule, r.attack.poison_rate, r.target)
+        for r in victims
+    }
+
+
+# Where the papers say it: I-BAU 6.1, Tables 1-4, Figure 2; BCU 4.1 and supplement; DHBE Table 3;
+# FRED Table 1 and appendix C.2.
+@pytest.mark.parametrize(
+    ("preset", "rows"),
+    [
+        (
+            "ibau",
+            [
+                ("badnets[pattern=white]", "all-to-one", 0.2, 8),
+                ("badnets[pattern=white]", "all-to-all", 0.2, None),
+                ("blended[mode=additive, pattern=cartoon]", "all-to-one", 0.2, 1),
+                ("l0_invisible", "all-to-one", 0.2, 0),
+                ("l2_invisible", "all-to-one", 0.2, 0),
+                ("smooth", "all-to-one", 0.2, 6),
+                ("trojan_square", "all-to-one", 0.2, 2),
+                ("trojan_watermark", "all-to-one", 0.2, 2),
+                ("trojan_watermark", "all-to-one", 0.005, 2),
+                ("multi_trigger", "all-to-one", 0.2, 0),
+            ],
+        ),
+        (
+            "bcu",
+            [
+                ("badnets", "all-to-one", 0.1, None),
+                ("badnets", "all-to-all", 0.01, None),
+                ("blended", "all-to-one", 0.1, None),
+                ("label_consistent[mirrored=False]", "clean-label", 0.8, None),
+                ("sig", "clean-label", 0.8, None),
+                ("input_aware", "all-to-one", 0.1, None),
+                ("wanet", "all-to-one", 0.1, None),
+            ],
+        ),
+        (
+            "dhbe",
+            [
+                *(
+                    (f"badnets[pattern=tile, size={s}]", "all-to-one", 0.006, 9)
+                    for s in (1, 3, 5)
+                ),
+                ("clean_label[size=5]", "clean-label", 0.06, 9),
+                ("trojaning[size=5]", "all-to-one", 0.1, 9),
+            ],
+        ),
+        (
+            "fred",
+            [
+                ("hidden_trigger", "clean-label", 0.16, 8),
+                ("smooth", "all-to-one", 0.2, None),
+                ("wanet", "all-to-one", 0.1, None),
+            ],
+        ),
+    ],
+)
+def test_a_preset_is_the_conditions_of_its_paper(preset, rows):
+    arch = {"ibau": "small_vgg"}.get(preset, "resnet18")
+    planned = conditions(preset)
+    for row in rows:
+        assert ("cifar10", arch, *row) in planned
+    if preset == "fred":
+        assert ("gtsrb", "vgg16", "wanet", "all-to-one", 0.1, None) in planned
+        assert not any(row[:3] == ("gtsrb", "vgg16", "hidden_trigger") for row in planned)
+
+
+def test_presets_of_bcu_have_its_fourteen_models():
+    assert load_profile("bcu").seeds == list(range(14))
 
 
 def broken(old, new):

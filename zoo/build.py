@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks import TRAINING_ONLY, Assets, Attack, Companion, Poison, Preparation
+from attacks import (
+    TRAINING_ONLY,
+    Assets,
+    Attack,
+    Companion,
+    Poison,
+    Preparation,
+    Surrogate,
+)
 from zoo.allocator import keep_freed_memory
 from zoo.assets import AssetStore
 from zoo.checkpoint import Checkpoint
@@ -122,36 +130,52 @@ class _Poisoning:
         return {k: v for k, v in assets.items() if not k.startswith(TRAINING_ONLY)}
 
 
-def _poison(recipe: VictimRecipe, data: DataSet, root: Path, device: str) -> _Poisoning:
+def preparation_of(
+    recipe: VictimRecipe,
+    attack: Attack,
+    data: DataSet,
+    store: AssetStore,
+    model: Surrogate | None = None,
+) -> Preparation:
+    """What the attacker of a victim works from; what is prepared from it is the victim's trigger.
+
+    Raises:
+        UserError: a material that the attack needs is not built, or is damaged.
+    """
     rows = _rows(recipe, data)
     part = data.train.take(rows)
-    attack = recipe.attack
-    if attack is None:
-        return _Poisoning(images=part.images, labels=part.labels)
     target = target_class(recipe, data.train.labels, data.num_classes)
-    axes = (recipe.dataset, attack.label(), recipe.seed)
-    store = AssetStore(root)
-    preparation = Preparation(
+    return Preparation(
         images=part.images,
         labels=part.labels,
         rows=rows,
         target=target,
         num_classes=data.num_classes,
-        generator=generator_of("trigger", *axes),
-        model=None if attack.tuning is None else _twin(recipe, Zoo(root)).to(device),
+        generator=generator_of("trigger", recipe.dataset, attack.label(), recipe.seed),
+        model=model,
         materials={
             made.material: store.tensors(made)
             for made in recipe.materials(target, data.num_classes)
         },
     )
+
+
+def _poison(recipe: VictimRecipe, data: DataSet, root: Path, device: str) -> _Poisoning:
+    attack = recipe.attack
+    if attack is None:
+        part = data.train.take(_rows(recipe, data))
+        return _Poisoning(images=part.images, labels=part.labels)
+    twin = None if attack.tuning is None else _twin(recipe, Zoo(root)).to(device)
+    preparation = preparation_of(recipe, attack, data, AssetStore(root), twin)
+    target = preparation.target
     try:
         assets = attack.prepare(preparation)
-        labels = part.labels.repeat(attack.copies)
-        draw = generator_of("poison", *axes)
+        labels = preparation.labels.repeat(attack.copies)
+        draw = generator_of("poison", recipe.dataset, attack.label(), recipe.seed)
         poison = attack.select(labels, target, data.num_classes, draw, assets)
     except ValueError as error:
         raise UserError(f"{recipe.label}: {error}") from error
-    images = part.images.repeat(attack.copies, 1, 1, 1)
+    images = preparation.images.repeat(attack.copies, 1, 1, 1)
     images[poison.index] = attack.poisoned(images[poison.index], poison, assets)
     labels[poison.index] = poison.labels
     return _Poisoning(

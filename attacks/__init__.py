@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attacks._adversarial import AdversarialImages
 from attacks.badnets import BadNets
 from attacks.base import (
     TRAINING_ONLY,
@@ -16,21 +17,26 @@ from attacks.base import (
     Tuning,
 )
 from attacks.blended import Blended
+from attacks.clean_label import CleanLabel
+from attacks.label_consistent import LabelConsistent
 from attacks.sig import Sig
 from attacks.wanet import WaNet
 
-ALL: tuple[type[Attack], ...] = (BadNets, Blended, Sig, WaNet)
-MATERIALS: tuple[type[Material], ...] = ()
+ALL: tuple[type[Attack], ...] = (BadNets, Blended, CleanLabel, LabelConsistent, Sig, WaNet)
+MATERIALS: tuple[type[Material], ...] = (AdversarialImages,)
 
 __all__ = [
     "ALL",
     "MATERIALS",
     "TRAINING_ONLY",
+    "AdversarialImages",
     "Assets",
     "Attack",
     "BadNets",
     "Blended",
+    "CleanLabel",
     "Companion",
+    "LabelConsistent",
     "Material",
     "Poison",
     "Preparation",

@@ -1,4 +1,4 @@
-"""Opaque square patches: DHBE's tiles, and where the copies of a patch are pasted."""
+"""Opaque square patches: BCU's and DHBE's, and where the copies of a patch are pasted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 TILE_SIZES = (1, 2, 3, 5, 7)
+
+
+def bcu_cell() -> Tensor:
+    """BCU's pattern, as it is in their file: 4 white and 5 black pixels, ``uint8 (3, 3)``."""
+    rows = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
+    return torch.tensor(rows, dtype=torch.uint8)
 
 
 def tile(size: int) -> Tensor:

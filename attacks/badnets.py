@@ -28,7 +28,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks._patches import TILE_SIZES, stamp, tile
+from attacks._patches import TILE_SIZES, bcu_cell, stamp, tile
 from attacks._patterns import check_call
 from attacks.base import Assets, Attack, Kind, LabelRule, Preparation, check_choice
 
@@ -90,8 +90,7 @@ class BadNets(Attack):
 
     def _patch(self) -> Tensor:
         if self.pattern == "bcu":
-            rows = [[0, 0, 255], [0, 255, 0], [255, 0, 255]]
-            return torch.tensor(rows, dtype=torch.uint8)
+            return bcu_cell()
         if self.pattern == "white":
             return torch.full((4, 4), 255, dtype=torch.uint8)
         assert self.size is not None  # checked by __post_init__

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from bench.building import ZooState, build_zoo, check_data, describe, zoo_state
+from tabulate import tabulate
+
+from bench.building import ZooState, build_zoo, check_data, zoo_state
 from bench.cli import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.config import load_profile
 from bench.environment import cores, default_device
@@ -218,8 +220,30 @@ def _show_zoo_plan(state: ZooState, json_output: bool) -> None:
 
 
 def _show_zoo(state: ZooState, json_output: bool) -> None:
+    """Every victim and twin with its figures, in per cent."""
     if json_output:
         print(json.dumps([v.meta for v in state.built], indent=1))
         return
-    for stored in state.built:
-        print(f"{stored.meta['label']}: {describe(stored)}")
+    if state.built:
+        rows = [zoo_row(stored.meta) for stored in state.built]
+        print(tabulate(rows, "keys", disable_numparse=True))
+
+
+def zoo_row(meta: dict[str, Any]) -> dict[str, str]:
+    """One victim as a line of a table; amplified figures in the order of their strengths."""
+
+    def percent(values: list[float]) -> str:
+        return " / ".join(f"{100 * value:.2f}" for value in values)
+
+    own, twin = meta["metrics"], meta.get("twin_metrics")
+    strengths = list(own["strengths"].values())
+    return {
+        "victim": meta["label"],
+        "ACC": percent([own["acc"]]),
+        "twin's": percent([twin["acc"]]) if twin else "",
+        "ASR": percent([s["asr"] for s in strengths[:1]]),
+        "amplified ASR": percent([s["asr"] for s in strengths[1:]]),
+        "RA": percent([s["ra"] for s in strengths[:1]]),
+        "twin's ASR": percent([s["asr"] for s in twin["strengths"].values()]) if twin else "",
+        "verdict": "; ".join([meta["status"], *meta["reasons"]]),
+    }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -168,7 +169,13 @@ def test_profile_and_preset_exclude_each_other(bench, toy_profile):
 def test_build_zoo_shows_what_there_is(bench, where):
     result = bench("build-zoo", *where)
     assert result.code == 0
-    assert "clean twin seed 0: ACC" in result.out
+    header, _, twin, victim = result.out.splitlines()
+    columns = ["victim", "ACC", "twin's", "ASR", "amplified ASR", "RA", "twin's ASR", "verdict"]
+    assert re.split(r"  +", header.strip()) == columns
+    assert "clean twin seed 0" in twin
+    assert twin.endswith("twin")
+    assert victim.count(" / ") == 3  # x4 and x9 of the victim; x1, x4 and x9 of its twin
+    assert "admitted" in victim
     assert json.loads(bench("build-zoo", *where, "--json").out)[0]["status"] == "twin"
     plan = bench("build-zoo", *where, "--seeds", "3,4", "--dry-run")
     assert "4 to build" in plan.out

@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files import write_atomic
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes safetensors through a temporary file and a rename.
+    """Writes safetensors.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{id(tensors):x}.tmp")
+    content = save({k: v.contiguous() for k, v in tensors.items()})
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        write_atomic(path, content)
+    except OSError as error:
         raise UserError(f"cannot write {path}: {error}. Is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

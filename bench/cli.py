@@ -188,6 +188,36 @@ def leaderboard(root: RootOption = None, json_output: JsonOption = False) -> Non
 
 
 @app.command()
+def gallery(
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    seeds: SeedsOption = None,
+    download: DownloadOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Picture what every attack of the profile does to images: PNG and HTML."""
+    from bench import verbs
+    from bench.gallery import gallery as show
+
+    request = verbs.Request(
+        profile=chosen_profile(profile, preset),
+        root=root,
+        data=data,
+        attack=attack,
+        dataset=dataset,
+        arch=arch,
+        seeds=seeds,
+        download=download,
+    )
+    _work(lambda: show(request, json_output))
+
+
+@app.command()
 def status(
     profile: ProfileOption = None,
     preset: PresetOption = None,

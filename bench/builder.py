@@ -13,7 +13,7 @@ import torch
 from zoo.asset_recipes import asset_from_dict
 from zoo.build import admit, build
 from zoo.data import Library
-from zoo.errors import UserError
+from zoo.errors import StorageError, UserError
 from zoo.recipes import VictimRecipe
 from zoo.store import Zoo
 from zoo.surrogates import build_asset
@@ -25,10 +25,13 @@ def run(job: dict[str, Any]) -> None:
     try:
         _run(job)
     except UserError as error:
-        result["error"] = {"user": True, "message": str(error)}
+        storage = isinstance(error, StorageError)
+        result["error"] = {"storage": storage, "message": str(error)}
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        result["error"] = {"user": False, "message": message, "traceback": traceback.format_exc()}
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        message = f"{type(error).__name__}: {error} ({where}, in {frame.name})"
+        result["error"] = {"storage": False, "message": message}
     Path("result.json.tmp").write_text(json.dumps(result), encoding="utf-8")
     os.replace("result.json.tmp", "result.json")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -18,12 +19,13 @@ from typing import Any, Final, Literal
 from bench.environment import cores
 from bench.executors import run_all
 from bench.harness import Settings, Watcher
-from bench.launcher import Launcher
+from bench.launcher import Exit, Launcher
 from bench.plan import plan_victims, twins_of
 from zoo.asset_recipes import AssetRecipe, MaterialRecipe
 from zoo.assets import AssetStore
 from zoo.build import check, training_of
-from zoo.errors import UserError
+from zoo.checkpoint import CHECKPOINT
+from zoo.errors import StorageError
 from zoo.recipes import VictimRecipe, target_class
 from zoo.store import Stored, Zoo
 
@@ -37,7 +39,7 @@ class Step:
 
     recipe: VictimRecipe | AssetRecipe
     needs: tuple[str, ...] = ()
-    trained: bool = False  # a victim that only the gate has not seen
+    trained: bool = False  # a victim that only the gate has not seen; it needs its twin
 
     @property
     def work(self) -> str:
@@ -45,10 +47,14 @@ class Step:
         if self.trained:
             return "gate"
         if isinstance(self.recipe, VictimRecipe):
-            return f"{training_of(self.recipe).epochs} epochs"
+            return _epochs(training_of(self.recipe).epochs)
         if isinstance(self.recipe, MaterialRecipe):
             return f"optimised on the {self.recipe.surrogate.kind} surrogate"
-        return f"{(self.recipe.robust or self.recipe.training).epochs} epochs"
+        return _epochs((self.recipe.robust or self.recipe.training).epochs)
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,23 @@ class ZooState:
         """What must still be trained or optimised."""
         return [step.recipe for step in self.steps if not step.trained]
 
+    @property
+    def planned(self) -> int:
+        """Victims and twins in all, built or not."""
+        return len(self.built) + sum(isinstance(s.recipe, VictimRecipe) for s in self.steps)
+
+    def plan(self) -> list[dict[str, Any]]:
+        """The steps in order, as JSON values: what, how much work, after which others."""
+        names = {step.recipe.hash(): step.recipe.label for step in self.steps}
+        return [
+            {
+                "label": step.recipe.label,
+                "work": step.work,
+                "after": [names[name] for name in step.needs if name in names],
+            }
+            for step in self.steps
+        ]
+
 
 def zoo_state(settings: Settings) -> ZooState:
     """Compares a profile's victims, twins and their assets with what is stored.
@@ -81,17 +104,18 @@ def zoo_state(settings: Settings) -> ZooState:
     built: list[Stored] = []
     steps: list[Step] = []
     materials: dict[str, MaterialRecipe] = {}
-    for recipe, _ in [*twins_of(victims), *victims]:
+    wanted_victims = {r.hash(): r for r, _ in [*twins_of(victims), *victims]}
+    for recipe in wanted_victims.values():
         stored = zoo.find(recipe)
         if stored is not None and stored.meta["metrics"] is not None:
             built.append(stored)
         elif stored is not None:
-            steps.append(Step(recipe=recipe, trained=True))
+            steps.append(Step(recipe=recipe, needs=_twin_of(recipe), trained=True))
         else:
             wanted = {m.hash(): m for m in materials_of(recipe)}
             materials |= {h: m for h, m in wanted.items() if assets.find(m) is None}
             starts_from_twin = recipe.attack is not None and recipe.attack.tuning is not None
-            needs = (*wanted, *([recipe.twin().hash()] if starts_from_twin else []))
+            needs = (*wanted, *(_twin_of(recipe) if starts_from_twin else ()))
             steps.append(Step(recipe=recipe, needs=needs))
     surrogates = {m.surrogate.hash(): m.surrogate for m in materials.values()}
     first = [Step(recipe=s) for s in surrogates.values() if assets.find(s) is None]
@@ -100,6 +124,11 @@ def zoo_state(settings: Settings) -> ZooState:
     plain = [step for step in steps if not step.needs]
     waiting = [step for step in steps if step.needs]
     return ZooState(built=built, steps=[*first, *plain, *crafted, *waiting])
+
+
+def _twin_of(recipe: VictimRecipe) -> tuple[str, ...]:
+    """The hash of a victim's twin; a twin has none but itself."""
+    return () if recipe.attack is None else (recipe.twin().hash(),)
 
 
 def _material_finder(settings: Settings) -> Callable[[VictimRecipe], list[MaterialRecipe]]:
@@ -136,26 +165,38 @@ def build_zoo(settings: Settings, state: ZooState, watcher: Watcher) -> list[str
     """Builds and judges what is missing; returns one message per failure.
 
     Raises:
-        UserError: a full disk, which no other victim could survive either.
+        StorageError: a full disk, which no other victim could survive either.
     """
     launcher = Launcher("bench.builder:run", fork=settings.fork)
     try:
-        return _Building(settings, state.steps, watcher, launcher).run()
+        return _Building(settings, state, watcher, launcher).run()
     finally:
         launcher.close()
+        _tidy(settings.root)
+
+
+def _tidy(root: Path) -> None:
+    """Removes what a kill left in the folders of finished things: checkpoints, unnamed files."""
+    done = [*root.glob("zoo/*/*/*/victim.json"), *root.glob("assets/*/*/*/*/asset.json")]
+    for folder in (path.parent for path in done):
+        for leftover in [folder / CHECKPOINT, *folder.glob(".*.safetensors.*")]:
+            leftover.unlink(missing_ok=True)
 
 
 class _Building:
     """One pass over the steps."""
 
     def __init__(
-        self, settings: Settings, steps: Sequence[Step], watcher: Watcher, launcher: Launcher
+        self, settings: Settings, state: ZooState, watcher: Watcher, launcher: Launcher
     ) -> None:
-        self._settings, self._steps = settings, steps
+        self._settings, self._steps = settings, state.steps
         self._watcher, self._launcher = watcher, launcher
         self._zoo = Zoo(settings.root)
-        self._jobs = min(settings.jobs, max(1, len(steps)))
-        self._ended = {step.recipe.hash(): threading.Event() for step in steps}
+        # Threads decide the last bits of the weights, so they must not follow from what is left:
+        # an interrupted build would end otherwise than an undisturbed one.
+        self._jobs = max(1, min(settings.jobs, state.planned))
+        self._threads = max(1, cores() // self._jobs)
+        self._ended = {step.recipe.hash(): threading.Event() for step in state.steps}
         self._failed: set[str] = set()
 
     def run(self) -> list[str]:
@@ -186,9 +227,8 @@ class _Building:
             self._failed.add(recipe.hash())
         if message or not isinstance(recipe, VictimRecipe):
             return message
-        # The gate compares with the twin, which may still be in training. A twin is its own.
-        twin = recipe.twin().hash()
-        return self._wait((twin,) if twin != recipe.hash() else ()) or self._run("judge", recipe)
+        # The gate compares with the twin, which may still be in training.
+        return self._wait(_twin_of(recipe)) or self._run("judge", recipe)
 
     def _wait(self, needs: Sequence[str]) -> str:
         """Waits until all of these are built; returns a message if one could not be."""
@@ -199,38 +239,58 @@ class _Building:
         return f"needs {lost[0]}, which could not be built" if lost else ""
 
     def _run(self, task: Task, recipe: VictimRecipe | AssetRecipe) -> str:
-        """Runs one task in a child; returns an error message or nothing."""
-        settings, library = self._settings, self._settings.library
+        """Runs one task in a child; returns an error message or nothing.
+
+        Once more where the server, not the child, was lost: a build goes on from its checkpoint.
+        """
         scratch = Path(tempfile.mkdtemp(prefix="build-"))
         try:
-            ended = self._launcher.run(
-                {
-                    "task": task,
-                    "recipe": recipe.to_dict(),
-                    "root": str(settings.root.resolve()),
-                    "data": str(library.data.resolve()) if library.data else None,
-                    "cache": str(library.cache.resolve()),
-                    "download": library.download,
-                    "folders": {name: str(path) for name, path in library.folders.items()},
-                    "device": settings.device,
-                    "threads": max(1, cores() // self._jobs),
-                },
-                cwd=scratch,
-                log=scratch / "log.txt",
-                seconds=_A_WEEK,
-                memory=0,
-            )
+            for _ in range(2):
+                ended = self._launcher.run(
+                    self._job(task, recipe),
+                    cwd=scratch,
+                    log=scratch / "log.txt",
+                    seconds=_A_WEEK,
+                    memory=0,
+                )
+                if not ended.lost:
+                    break
             path = scratch / "result.json"
             if not path.exists():
-                return f"the process ended with {ended.rc} and left no result"
+                return _ending(ended)
             error: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["error"]
             if error is None:
                 return ""
-            if error["user"]:
-                raise UserError(error["message"])
-            return str(error["message"])
+            if error["storage"]:
+                raise StorageError(error["message"])
+            return str(error["message"]).removeprefix(f"{recipe.label}: ")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _job(self, task: Task, recipe: VictimRecipe | AssetRecipe) -> dict[str, Any]:
+        """All that a child is told."""
+        settings, library = self._settings, self._settings.library
+        return {
+            "task": task,
+            "recipe": recipe.to_dict(),
+            "root": str(settings.root.resolve()),
+            "data": str(library.data.resolve()) if library.data else None,
+            "cache": str(library.cache.resolve()),
+            "download": library.download,
+            "folders": {name: str(path) for name, path in library.folders.items()},
+            "device": settings.device,
+            "threads": self._threads,
+        }
+
+
+def _ending(ended: Exit) -> str:
+    """How a child ended that left no result."""
+    if ended.lost:
+        return "the server of the child processes was lost twice"
+    if ended.rc < 0:
+        hint = "; is there enough memory?" if ended.rc == -signal.SIGKILL else ""
+        return f"the process was ended by signal {-ended.rc}{hint}"
+    return f"the process left with exit code {ended.rc} and no result"
 
 
 def describe(stored: Stored) -> str:

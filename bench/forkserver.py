@@ -12,6 +12,7 @@ Messages are lines of JSON: ``{"id", "job", "cwd", "log", "memory"}`` in, ``{"id
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -58,8 +59,10 @@ def _serve(module: str, function: str) -> None:
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
                 message = json.loads(line)
+                server = os.getpid()
                 pid = os.fork()
                 if pid == 0:
+                    end_with(server)
                     signal.set_wakeup_fd(-1)
                     for fd in (commands, replies, wake_read, wake_write):
                         os.close(fd)
@@ -67,8 +70,9 @@ def _serve(module: str, function: str) -> None:
                 children[pid] = message["id"]
                 _reply(replies, {"id": message["id"], "pid": pid})
     for pid in children:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        for kill in (os.killpg, os.kill):  # one that was just forked leads no group yet
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
 
 
 def _reap(children: dict[int, int], replies: int) -> None:
@@ -113,6 +117,17 @@ def _child(message: dict[str, Any], module: str, function: str) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process with its parent, even where that is killed and can end nothing. Linux."""
+    if not sys.platform.startswith("linux"):
+        return
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it went before it could be said
+        os._exit(1)
 
 
 def limit_memory(extra: int) -> None:

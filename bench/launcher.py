@@ -45,6 +45,7 @@ class Launcher:
         self._fork = fork
         self._lock = threading.Lock()
         self._server: _Server | None = None
+        self._closed = False
 
     def run(
         self, job: dict[str, Any], *, cwd: Path, log: Path, seconds: float, memory: int
@@ -62,6 +63,8 @@ class Launcher:
         if not self._fork:
             return _run_fresh(self._target, message, seconds)
         with self._lock:
+            if self._closed:  # a slot that has not heard of the end must start nothing new
+                return Exit(rc=-1, timed_out=False, lost=True)
             if self._server is not None and not self._server.alive:
                 self._server.close()
                 self._server = None
@@ -71,8 +74,9 @@ class Launcher:
         return server.run(message, seconds)
 
     def close(self) -> None:
-        """Ends the server and every child it still has."""
+        """Ends the server and every child it still has; whatever is run later is lost."""
         with self._lock:
+            self._closed = True
             if self._server is not None:
                 self._server.close()
             self._server = None
@@ -108,7 +112,7 @@ class _Server:
             try:
                 assert self._process.stdin is not None
                 self._process.stdin.write(json.dumps({"id": number, **message}) + "\n")
-            except OSError:  # the server died; _listen tells the waiting calls
+            except (OSError, ValueError):  # it died (_listen tells the waiting calls), or is closed
                 self.alive = False
                 return Exit(rc=-1, timed_out=False, lost=True)
         try:

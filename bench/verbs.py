@@ -208,15 +208,12 @@ def status(request: Request, json_output: bool) -> int:
 def _show_zoo_plan(state: ZooState, json_output: bool) -> None:
     """What would be done, in the order in which it would be."""
     if json_output:
-        labels = [recipe.label for recipe in state.to_build]
-        print(json.dumps({"built": len(state.built), "to_build": labels}, indent=1))
+        print(json.dumps({"built": len(state.built), "steps": state.plan()}, indent=1))
         return
     print(f"{len(state.built)} built, {state.to_judge} to judge, {len(state.to_build)} to build")
-    names = {step.recipe.hash(): step.recipe.label for step in state.steps}
-    for step in state.steps:
-        needs = [names[name] for name in step.needs if name in names]
-        after = f"; after {', '.join(needs)}" if needs else ""
-        print(f"  {step.recipe.label}: {step.work}{after}")
+    for step in state.plan():
+        after = f"; after {', '.join(step['after'])}" if step["after"] else ""
+        print(f"  {step['label']}: {step['work']}{after}")
 
 
 def _show_zoo(state: ZooState, json_output: bool) -> None:

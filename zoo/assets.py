@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from zoo.asset_recipes import AssetRecipe, SurrogateRecipe
-from zoo.errors import UserError
+from zoo.errors import StorageError, UserError
 from zoo.files import file_digest, write_atomic
 from zoo.models import ArchSpec, Classifier, build_model
 from zoo.store import load_weights
@@ -64,7 +64,7 @@ class AssetStore:
         try:
             write_atomic(folder / "asset.json", text)
         except OSError as error:
-            raise UserError(f"cannot write {folder}: {error}. Is the disk full?") from error
+            raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
 
     def tensors(self, recipe: AssetRecipe) -> dict[str, Tensor]:
         """The tensors of a built asset.

@@ -27,9 +27,9 @@ from attacks import (
 )
 from zoo.allocator import keep_freed_memory
 from zoo.assets import AssetStore
-from zoo.checkpoint import Checkpoint
+from zoo.checkpoint import CHECKPOINT, Checkpoint, identity_of
 from zoo.data import DataSet, Library
-from zoo.errors import UserError
+from zoo.errors import StorageError, UserError
 from zoo.evaluate import EvaluationSet, asr_by_part, attacked_set, clean_set, evaluate
 from zoo.files import write_atomic
 from zoo.models import Classifier, build_model
@@ -77,11 +77,11 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     poisoning = _poison(recipe, data, root, device)
     model = _start(recipe, data, zoo).to(device)
-    checkpoint = Checkpoint(
-        folder / "checkpoint.safetensors",
-        recipe.hash() + data.fingerprint,
-        also=poisoning.companion,
+    trained_on = {"images": poisoning.images, "labels": poisoning.labels}
+    identity = identity_of(
+        recipe.hash(), device, threads, trained_on, poisoning.assets, model.state_dict()
     )
+    checkpoint = Checkpoint(folder / CHECKPOINT, identity, also=poisoning.companion)
     started = time.perf_counter()
     reports = _train(recipe, data, poisoning, model, checkpoint, folder / "train.jsonl")
     seconds = time.perf_counter() - started
@@ -250,7 +250,10 @@ def _train(
         reports.append(entry)
         kept = log.read_text(encoding="utf-8").splitlines(True) if log.exists() else []
         line = json.dumps(dataclasses.asdict(entry)) + "\n"
-        write_atomic(log, "".join([*kept[: entry.epoch], line]))
+        try:
+            write_atomic(log, "".join([*kept[: entry.epoch], line]))
+        except OSError as error:
+            raise StorageError(f"cannot write {log}: {error}. Is the disk full?") from error
 
     train(
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from zoo.tensors import save_tensors
 
-_IDENTITY: Final = "identity"
+CHECKPOINT: Final = "checkpoint.safetensors"
+SHARE: Final = 0.02  # of a training's time that may go into saving
+_SEAL: Final = "seal"
 
 
 class Stateful(Protocol):
@@ -27,22 +30,40 @@ class Stateful(Protocol):
         """The inverse of :meth:`state`."""
 
 
+def identity_of(
+    recipe_hash: str, device: str, threads: int, *inputs: Mapping[str, Tensor] | None
+) -> str:
+    """Everything that decides a training to the last bit.
+
+    Args:
+        recipe_hash: what is trained, and how.
+        device: where; the random generators of two kinds of device have different states.
+        threads: how many a CPU uses, which can change the last bits of a sum.
+        inputs: the training set as it was prepared, and the weights at the start. A trigger that
+            an accelerator did not reproduce must not go with half a training on another.
+    """
+    kind = device.partition(":")[0]
+    parts = [recipe_hash, torch.__version__, kind, str(threads) if kind == "cpu" else ""]
+    return " ".join([*parts, *(_digest("", tensors or {}).hex() for tensors in inputs)])
+
+
 class Checkpoint:
     """Saves and restores a training.
 
+    The first epoch is saved; after a save that took a second, the next is due when 1 / ``SHARE``
+    seconds have passed. So saving costs a fixed share of the time, on any disk, with any number of
+    trainings beside this one. When it saves changes no result.
+
     Args:
         path: the file; its folder exists.
-        identity: what the training is of. A file of anything else, or a damaged one, is ignored:
-            the training starts from the beginning.
-        seconds: at most one save in so many seconds; when it saves changes no result.
+        identity: what the training is of, from :func:`identity_of`. A file of anything else, or a
+            damaged one, is ignored: the training starts from the beginning.
         also: restored with the training.
     """
 
-    def __init__(
-        self, path: Path, identity: str, *, seconds: float = 20.0, also: Stateful | None = None
-    ) -> None:
-        self._path, self._seconds, self._also = path, seconds, also
-        self._identity = torch.tensor(list(hashlib.sha256(identity.encode()).digest())).byte()
+    def __init__(self, path: Path, identity: str, *, also: Stateful | None = None) -> None:
+        self._path, self._identity, self._also = path, identity, also
+        self._cost = 0.0  # seconds that the last save took
         self._saved = time.monotonic()
 
     def load(self) -> dict[str, Tensor] | None:
@@ -51,8 +72,9 @@ class Checkpoint:
             tensors = load_file(self._path)
         except (OSError, SafetensorError):
             return None
-        identity = tensors.pop(_IDENTITY, None)
-        if identity is None or not torch.equal(identity, self._identity):
+        seal = tensors.pop(_SEAL, None)
+        # safetensors sees a file that is too short, but no byte that has changed.
+        if seal is None or seal.tolist() != list(_digest(self._identity, tensors)):
             return None
         if self._also is not None:
             self._also.load_state(_below("also.", tensors))
@@ -61,24 +83,37 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether it is time to save again."""
-        return time.monotonic() - self._saved >= self._seconds
+        return SHARE * (time.monotonic() - self._saved) >= self._cost
 
     def save(self, tensors: dict[str, Tensor]) -> None:
-        """Replaces the file."""
+        """Replaces the file.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        begun = time.monotonic()
         also = {} if self._also is None else self._also.state()
-        save_tensors(
-            {
-                _IDENTITY: self._identity,
-                **{f"train.{name}": value.cpu() for name, value in tensors.items()},
-                **{f"also.{name}": value.cpu() for name, value in also.items()},
-            },
-            self._path,
-        )
+        named = {f"train.{name}": value for name, value in tensors.items()}
+        named |= {f"also.{name}": value for name, value in also.items()}
+        named = {name: value.cpu().contiguous() for name, value in named.items()}
+        seal = torch.tensor(list(_digest(self._identity, named)), dtype=torch.uint8)
+        save_tensors({_SEAL: seal, **named}, self._path)
         self._saved = time.monotonic()
+        self._cost = self._saved - begun
 
     def discard(self) -> None:
         """Removes the file: the training is done and stored."""
         self._path.unlink(missing_ok=True)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of a text and of named tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the user."""
+"""Exceptions whose messages are meant for the user."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+
+class StorageError(UserError):
+    """A file cannot be written: whatever is built next could not be stored either."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks import Assets, Attack
-from zoo.errors import UserError
+from zoo.errors import StorageError, UserError
 from zoo.files import file_digest, write_atomic
 from zoo.models import ArchSpec, Classifier, build_model
 from zoo.recipes import VictimRecipe, make_attack
@@ -145,7 +145,7 @@ class Zoo:
         try:
             write_atomic(folder / "victim.json", text)
         except OSError as error:
-            raise UserError(f"cannot write {folder}: {error}. Is the disk full?") from error
+            raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
         return Stored(folder=folder, meta=meta)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from attacks import Preparation
 from zoo.asset_recipes import AssetRecipe, MaterialRecipe, Robust, SurrogateRecipe
 from zoo.assets import AssetStore
-from zoo.checkpoint import Checkpoint
+from zoo.checkpoint import CHECKPOINT, Checkpoint, identity_of
 from zoo.data import DataSet, Library
 from zoo.models import Classifier, build_model
 from zoo.seeds import generator_of
@@ -41,7 +41,8 @@ def build_asset(
     started = time.perf_counter()
     if isinstance(recipe, SurrogateRecipe):
         data = library.load(recipe.dataset)
-        tensors, meta = _train_surrogate(recipe, data, store.folder(recipe), device)
+        path = store.folder(recipe) / CHECKPOINT
+        tensors, meta = _train_surrogate(recipe, data, path, device, threads)
     else:
         data = library.load(recipe.surrogate.dataset)
         tensors, meta = _build_material(recipe, data, store, device), {}
@@ -53,11 +54,11 @@ def build_asset(
         "torch": torch.__version__,
     }
     store.save(recipe, tensors, meta)
-    Checkpoint(store.folder(recipe) / "checkpoint.safetensors", "").discard()
+    (store.folder(recipe) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _train_surrogate(
-    recipe: SurrogateRecipe, data: DataSet, folder: Path, device: str
+    recipe: SurrogateRecipe, data: DataSet, path: Path, device: str, threads: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights, and what is worth knowing about them."""
     part = data.train
@@ -69,6 +70,8 @@ def _train_surrogate(
     if recipe.robust is not None:
         training = dataclasses.replace(training, epochs=recipe.robust.epochs)
         loss = adversarial_loss(recipe.robust, _generator("pgd", recipe).initial_seed())
+    trained_on = {"images": part.images, "labels": part.labels}
+    identity = identity_of(recipe.hash(), device, threads, trained_on, model.state_dict())
     train(
         model,
         part.images,
@@ -77,7 +80,7 @@ def _train_surrogate(
         generator=_generator("train", recipe),
         augmentation=data.augmentation,
         loss=loss,
-        checkpoint=Checkpoint(folder / "checkpoint.safetensors", recipe.hash() + data.fingerprint),
+        checkpoint=Checkpoint(path, identity),
     )
     predicted = predict_logits(model, data.test.images).argmax(dim=1).cpu()
     acc = float((predicted == data.test.labels).double().mean())

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import StorageError, UserError
 from zoo.files import write_atomic
 
 
@@ -16,13 +16,13 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes safetensors.
 
     Raises:
-        UserError: the disk is full or not writable.
+        StorageError: the disk is full or not writable.
     """
     content = save({k: v.contiguous() for k, v in tensors.items()})
     try:
         write_atomic(path, content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}. Is the disk full?") from error
+        raise StorageError(f"cannot write {path}: {error}. Is the disk full?") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -72,10 +72,7 @@ def conditions(preset):
         (
             "dhbe",
             [
-                *(
-                    (f"badnets[pattern=tile, size={s}]", "all-to-one", 0.006, 9)
-                    for s in (1, 3, 5)
-                ),
+                *((f"badnets[pattern=tile, size={s}]", "all-to-one", 0.006, 9) for s in (1, 3, 5)),
                 ("clean_label[size=5]", "clean-label", 0.06, 9),
                 ("trojaning[size=5]", "all-to-one", 0.1, 9),
             ],

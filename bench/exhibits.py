@@ -163,6 +163,8 @@ class _Curator:
             assets, why, command = self._without_victim(recipe, attack)
         target = target_class(recipe, train.labels, classes)
         rows = self._attacked(attack, target)
+        if len(rows) == 0:
+            assets, why, command = None, "no class of this set can be attacked", ""
         clean, labels = train.images[rows], train.labels[rows]
         return Exhibit(
             recipe=recipe,

@@ -195,6 +195,8 @@ class _Curator:
                     rows.append(row)
                     left.remove(row)
                     break
+            else:
+                break  # those that follow would get the trigger of another part
         return torch.tensor(rows, dtype=torch.long)
 
     def _without_victim(
@@ -223,7 +225,7 @@ class _Curator:
         classes = self._data.num_classes
         target = target_class(recipe, self._data.train.labels, classes)
         if any(self._store.find(m) is None for m in recipe.materials(target, classes)):
-            return "what it needs is optimised on a surrogate"
+            return "what it needs is optimised on a surrogate, and is not built"
         return ""
 
     def _command(self, recipe: VictimRecipe, attack: Attack) -> str:

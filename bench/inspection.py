@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
 import shutil
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from tabulate import tabulate
 
+from attacks import ALL, Attack
 from bench.budgets import count_of
 from bench.config import BUILT_IN, load_profile
 from bench.environment import cores, cpu_name, default_device, environment
@@ -24,6 +25,9 @@ from zoo.models import ARCHITECTURES, ArchSpec, build_model
 from zoo.sources import parquet_files
 
 Rows = list[dict[str, Any]]
+_BELOW: Final = ("requires", "parameters", "paper", "description")  # too long for a column
+_INDENT: Final = "    "
+_NARROWEST: Final = 40  # characters; anything narrower is no terminal
 _PACKAGES: Final = (
     *("torch", "torchvision", "numpy", "pandas", "pyarrow", "scipy", "joblib"),
     *("safetensors", "typer", "pydantic", "jinja2", "seaborn"),
@@ -32,26 +36,40 @@ _PACKAGES: Final = (
 
 def attacks() -> Rows:
     """Every attack with its facts."""
-    from attacks import ALL
-
     rows = []
     for attack in ALL:
-        defaults = {f.name: f.default for f in dataclasses.fields(attack)}
+        one = attack()
+        rules = sorted(attack.label_rules, key=lambda rule: rule != one.label_rule)
+        own = {k: v for k, v in one.params().items() if k not in ("label_rule", "poison_rate")}
         rows.append(
             {
                 "name": attack.name,
                 "kind": attack.kind,
-                "label rule": defaults["label_rule"],
-                "rate": defaults["poison_rate"],
-                "parameters": ", ".join(
-                    f"{k}={v}"
-                    for k, v in defaults.items()
-                    if k not in ("label_rule", "poison_rate")
-                ),
+                "label rules": ", ".join(rules),  # the default first
+                "poison rate": rate(one),
+                "requires": requires(one),
+                "parameters": ", ".join(f"{k}={v}" for k, v in own.items()),
                 "paper": attack.paper,
             }
         )
     return rows
+
+
+def rate(attack: Attack) -> str:
+    """The share of the training set that is poisoned, or of the class that keeps its label."""
+    share = f"{100 * attack.poison_rate:g} %"
+    return f"{share} of class" if attack.label_rule == "clean-label" else share
+
+
+def requires(attack: Attack) -> str:
+    """What must be built before a victim, or with it, to have a trigger; empty for most."""
+    surrogates = {material.surrogate for material in attack.materials(0, 10)}
+    found = [f"a {kind} surrogate" for kind in sorted(surrogates)]
+    if attack.tuning is not None:
+        found.append("the clean twin")
+    if type(attack).companion is not Attack.companion:
+        found.append("training with the victim")
+    return ", ".join(found)
 
 
 def defenses(plugins: list[str]) -> Rows:
@@ -164,18 +182,35 @@ def show_list(what: str | None, plugins: list[str], json_output: bool) -> int:
     for name, rows in chosen.items():
         if what is None:
             print(f"\n{name.upper()}")
-        wide = [None] * (len(rows[0]) - 1) + [44]
-        print(
-            tabulate(
-                [list(r.values()) for r in rows],
-                list(rows[0]),
-                disable_numparse=True,
-                maxcolwidths=[
-                    40 if h == "parameters" else w for h, w in zip(rows[0], wide, strict=True)
-                ],
-            )
-        )
+        print(table(rows, shutil.get_terminal_size().columns))
     return 0
+
+
+def table(rows: Rows, width: int) -> str:
+    """A table as text; parameters and paper follow each row on lines of their own.
+
+    Args:
+        rows: all with the same keys.
+        width: of the terminal, in characters; only those lines are fitted to it.
+    """
+    below = [key for key in rows[0] if key in _BELOW and isinstance(rows[0][key], str)]
+    columns = [key for key in rows[0] if key not in below]
+    cells = [[row[key] for key in columns] for row in rows]
+    if not below:
+        return str(tabulate(cells, columns, disable_numparse=True))
+    heading, rule, *lines = str(tabulate(cells, columns, disable_numparse=True)).splitlines()
+    text = [heading, rule]
+    for row, line in zip(rows, lines, strict=True):
+        text.append(line.rstrip())
+        for key in below:
+            text += textwrap.wrap(
+                f"requires {row[key]}" if key == "requires" and row[key] else row[key],
+                max(width, _NARROWEST),
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_on_hyphens=False,
+            )
+    return "\n".join(text)
 
 
 def doctor(root: str | None, data: str | None, json_output: bool) -> int:

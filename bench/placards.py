@@ -156,7 +156,7 @@ def _remarks(exhibit: Exhibit) -> tuple[str, ...]:
             f"x1 changes {100 * change.pixels:.3g} % of the pixels by up to {change.largest} of "
             f"255, L2 norm {change.l2:.2f}"
         )
-    if type(attack).poisoned is not Attack.poisoned:
+    if attack.label_rule == "clean-label" and type(attack).poisoned is not Attack.poisoned:
         found.append("its poisoned training images look different: this is the trigger of the test")
     return tuple(found)
 

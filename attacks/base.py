@@ -272,7 +272,7 @@ class Attack(ABC):
 
     @property
     def strengths(self) -> tuple[int, ...]:
-        """Strengths of the evaluation: patches x1, x4, x9 if trained with one; others x1, x2, x3."""
+        """Strengths of the evaluation: x1, x4, x9 for a single patch, the others x1, x2, x3."""
         return (1, 4, 9) if self.kind == "patch" else (1, 2, 3)
 
     @property

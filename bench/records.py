@@ -89,7 +89,7 @@ class Metrics:
 
     acc: float
     images: int  # size of the evaluation split
-    strengths: dict[str, Attacked] = field(default_factory=dict)  # "x1" and "x4", "x9" or "x2", "x3"
+    strengths: dict[str, Attacked] = field(default_factory=dict)  # "x1", "x4", "x9" or "x1".."x3"
 
     @property
     def asr(self) -> float | None:

@@ -46,7 +46,7 @@ def attacks() -> Rows:
                 "name": attack.name,
                 "kind": attack.kind,
                 "label rules": ", ".join(rules),  # the default first
-                "poison rate": rate(one),
+                "rate": rate(one),
                 "requires": requires(one),
                 "parameters": ", ".join(f"{k}={v}" for k, v in own.items()),
                 "paper": attack.paper,
@@ -57,7 +57,7 @@ def attacks() -> Rows:
 
 def rate(attack: Attack) -> str:
     """The share of the training set that is poisoned, or of the class that keeps its label."""
-    share = f"{100 * attack.poison_rate:g} %"
+    share = f"{100 * attack.poison_rate:g}%"
     return f"{share} of class" if attack.label_rule == "clean-label" else share
 
 
@@ -157,10 +157,10 @@ def budgets() -> Rows:
         "2500": "2,500 labelled images in all",
         "20pc": "20 labelled images per class; any number works",
         "unlabeled": "the images of 2500, without labels",
-        "ood": "2,500 unlabelled images of the out-of-distribution set",
+        "ood": "2,500 unlabelled out-of-distribution images",
     }
     return [
-        {"token": token, "images with 10 classes": count_of(token, 10), "the defender gets": text}
+        {"token": token, "images (K=10)": count_of(token, 10), "the defender gets": text}
         for token, text in meaning.items()
     ]
 

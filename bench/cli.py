@@ -197,6 +197,7 @@ def gallery(
     dataset: DatasetOption = None,
     arch: ArchOption = None,
     seeds: SeedsOption = None,
+    images: Annotated[int, typer.Option("--images", min=1, max=9, help="per attack")] = 3,
     download: DownloadOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -214,7 +215,7 @@ def gallery(
         seeds=seeds,
         download=download,
     )
-    _work(lambda: show(request, json_output))
+    _work(lambda: show(request, images, json_output))
 
 
 @app.command()

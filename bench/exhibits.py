@@ -28,7 +28,6 @@ from zoo.recipes import VictimRecipe, target_class
 from zoo.seeds import generator_of
 from zoo.store import Stored, Zoo
 
-IMAGES: Final = 3  # per exhibit; one for each part of an attack that has more
 CANDIDATES: Final = 60  # images of a class among which the clearest is shown
 FACTOR: Final = 4  # by which the change of a pixel is amplified
 GREY: Final = 128  # what no change looks like
@@ -94,7 +93,13 @@ class Exhibit:
 
 
 def exhibits(
-    profile: Profile, recipes: Sequence[VictimRecipe], data: DataSet, root: Path, base: str
+    profile: Profile,
+    recipes: Sequence[VictimRecipe],
+    data: DataSet,
+    root: Path,
+    *,
+    images: int,
+    base: str,
 ) -> list[Exhibit]:
     """One exhibit for each attack and target among the victims of one data set, in their order.
 
@@ -103,6 +108,7 @@ def exhibits(
         recipes: the victims, of every seed and architecture.
         data: their data set.
         root: where the zoo is.
+        images: how many to show; an attack of several triggers shows as many as it has.
         base: the beginning of a command that builds victims of this profile.
 
     Raises:
@@ -112,7 +118,7 @@ def exhibits(
     for recipe in recipes:
         if recipe.attack is not None:
             groups.setdefault((recipe.attack, recipe.target), []).append(recipe)
-    curator = _Curator(profile, data, root, base)
+    curator = _Curator(profile, data, root, images, base)
     return [curator.exhibit(attack, group) for (attack, _), group in groups.items()]
 
 
@@ -144,8 +150,9 @@ def _unclear(images: Tensor) -> Tensor:
 class _Curator:
     """Makes the exhibits of one data set."""
 
-    def __init__(self, profile: Profile, data: DataSet, root: Path, base: str) -> None:
-        self._profile, self._data, self._base = profile, data, base
+    def __init__(self, profile: Profile, data: DataSet, root: Path, images: int, base: str) -> None:
+        self._profile, self._data = profile, data
+        self._images, self._base = images, base
         self._zoo, self._store = Zoo(root), AssetStore(root)
         self._candidates = clearest(data)
 
@@ -184,7 +191,7 @@ class _Curator:
 
     def _attacked(self, attack: Attack, target: int) -> Tensor:
         """Rows of some images that a success would change; at least one for each of its parts."""
-        count = max(IMAGES, len(attack.parts))
+        count = len(attack.parts) or self._images
         left, rows = self._candidates.tolist(), []
         for place in range(count):
             for row in left:

@@ -59,7 +59,7 @@ class Room:
         return [placard(exhibit) for exhibit in self.exhibits]
 
 
-def gallery(request: Request, json_output: bool) -> int:
+def gallery(request: Request, images: int, json_output: bool) -> int:
     """`bench gallery`: writes the pages and says where.
 
     Raises:
@@ -72,9 +72,9 @@ def gallery(request: Request, json_output: bool) -> int:
     for name in dict.fromkeys(recipe.dataset for recipe in planned):
         data = settings.library.load(name)  # one at a time in memory
         recipes = [recipe for recipe in planned if recipe.dataset == name]
-        found = exhibits(settings.profile, recipes, data, settings.root, base)
+        found = exhibits(settings.profile, recipes, data, settings.root, images=images, base=base)
         rooms.append(Room(dataset=name, file=_file_of(name), exhibits=tuple(found)))
-    paths = _write(settings.root / "gallery", settings.profile.name, rooms)
+    paths = _write(settings.root / "gallery", settings.profile.name, rooms, images)
     missing = [(room, e) for room in rooms for e in room.exhibits if e.why]
     for room, exhibit in missing:
         print(f"bench: {room.title} {exhibit.attack.label()}: {exhibit.why}", file=sys.stderr)
@@ -97,10 +97,11 @@ def _file_of(dataset: str) -> str:
     return f"{name}.png" if name == dataset else f"{name}-{digest(dataset)[:8]}.png"
 
 
-def _write(folder: Path, profile: str, rooms: Sequence[Room]) -> list[Path]:
+def _write(folder: Path, profile: str, rooms: Sequence[Room], images: int) -> list[Path]:
     """Sheets, page and JSON, each atomically; returns their paths."""
     contents: dict[str, str | bytes] = {
-        room.file: sheet.draw(f"Triggers on {room.title}", LEGEND, room.placards) for room in rooms
+        room.file: sheet.draw(f"Triggers on {room.title}", LEGEND, room.placards, images)
+        for room in rooms
     }
     contents["index.html"] = to_html(profile, rooms)
     contents["gallery.json"] = json.dumps(to_json(profile, rooms), indent=1) + "\n"

@@ -26,7 +26,7 @@ GROUP_GAP: Final = 24  # between images
 ROW_GAP: Final = 22  # above and below the line between rows
 HEADING: Final = 19  # height of the line above the tiles
 CAPTION: Final = 19  # height of the line below the tiles
-IN_LINE: Final = 3  # images next to one another
+IN_LINE: Final = 3  # images next to one another, at most
 PAPER: Final = "#fdfdfc"
 INK: Final = "#1b1f24"
 QUIET: Final = "#5c6670"
@@ -54,6 +54,7 @@ class Layout:
     """Where everything stands, in pixels."""
 
     side: tuple[int, int]  # (width, height) of a tile
+    in_line: int  # images next to one another
     width: int
     head: tuple[Text, ...]
     words: tuple[tuple[Text, ...], ...]  # of each row
@@ -62,8 +63,8 @@ class Layout:
 
     def tile(self, row: int, image: int, state: int) -> tuple[int, int]:
         """The upper left corner of a tile."""
-        x = MARGIN + WORDS + image % IN_LINE * (self.group + GROUP_GAP)
-        y = self.tops[row] + image // IN_LINE * line_height(self.side) + HEADING
+        x = MARGIN + WORDS + image % self.in_line * (self.group + GROUP_GAP)
+        y = self.tops[row] + image // self.in_line * line_height(self.side) + HEADING
         return x + state * (self.side[0] + GAP), y
 
     @property
@@ -77,12 +78,20 @@ def line_height(side: tuple[int, int]) -> int:
     return HEADING + side[1] + CAPTION
 
 
-def layout(title: str, legend: str, placards: Sequence[Placard]) -> Layout:
-    """Lays a sheet out; every row is as high as its words or its tiles need."""
+def layout(title: str, legend: str, placards: Sequence[Placard], images: int) -> Layout:
+    """Lays a sheet out; every row is as high as its words or its tiles need.
+
+    Args:
+        title: its heading.
+        legend: what stands below the heading.
+        placards: the rows.
+        images: how many a row has, but for attacks of several triggers.
+    """
+    in_line = min(IN_LINE, images)
     height, width = placards[0].columns[0].images.shape[2:]
     scale = max(1, round(TILE / max(height, width)))
     side = width * scale, height * scale
-    total = 2 * MARGIN + WORDS + IN_LINE * (5 * side[0] + 4 * GAP + GROUP_GAP) - GROUP_GAP
+    total = 2 * MARGIN + WORDS + in_line * (5 * side[0] + 4 * GAP + GROUP_GAP) - GROUP_GAP
     head = (
         _text(title, 26, total - 2 * MARGIN, bold=True),
         _text(legend, 14, total - 2 * MARGIN, colour=QUIET),
@@ -92,14 +101,14 @@ def layout(title: str, legend: str, placards: Sequence[Placard]) -> Layout:
     tops = []
     for item, row in zip(placards, words, strict=True):
         tops.append(top)
-        lines = 1 if item.why else -(-len(item.meant) // IN_LINE)
+        lines = 1 if item.why else -(-len(item.meant) // in_line)
         top += max(sum(text.height for text in row), lines * line_height(side)) + 2 * ROW_GAP
-    return Layout(side, total, head, words, tuple(tops), top - 2 * ROW_GAP + MARGIN)
+    return Layout(side, in_line, total, head, words, tuple(tops), top - 2 * ROW_GAP + MARGIN)
 
 
-def draw(title: str, legend: str, placards: Sequence[Placard]) -> bytes:
-    """The sheet as a PNG file; equal placards give equal bytes."""
-    place = layout(title, legend, placards)
+def draw(title: str, legend: str, placards: Sequence[Placard], images: int) -> bytes:
+    """The sheet as a PNG file, see :func:`layout`; equal placards give equal bytes."""
+    place = layout(title, legend, placards, images)
     sheet = Image.new("RGB", (place.width, place.height), PAPER)
     pen = ImageDraw.Draw(sheet)
     _write(pen, MARGIN, MARGIN, place.head)
@@ -131,9 +140,9 @@ def _draw_absent(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, place: Layout, row: int, item: Placard
 ) -> None:
     """Clean images, and words in place of a trigger."""
-    for image in range(min(IN_LINE, len(item.meant))):
+    for image in range(min(place.in_line, len(item.meant))):
         _draw_tile(sheet, pen, place, place.tile(row, 0, image), item.columns[0], image)
-    x, y = place.tile(row, 0, IN_LINE)
+    x, y = place.tile(row, 0, place.in_line)
     width = place.width - MARGIN - x - 2 * GAP
     lines = [_text(f"No trigger to show: {item.why}.", 14, width, colour=WARN)]
     if item.command:

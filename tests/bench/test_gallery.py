@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +23,7 @@ from attacks import BadNets, Blended, Tuning
 from bench import sheet
 from bench.cli import app
 from bench.config import load_profile
-from bench.exhibits import IMAGES, exhibits
+from bench.exhibits import exhibits
 from bench.gallery import Room, strip, to_html, to_json
 from bench.placards import CHANGE, LEGEND, placard, shorten
 from bench.plan import plan_victims
@@ -53,6 +54,12 @@ def wide_profile(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def home(built_root, tmp_path_factory):
+    """A root with one built victim, for this file alone."""
+    return shutil.copytree(built_root, tmp_path_factory.mktemp("home") / "root")
+
+
+@pytest.fixture(scope="module")
 def library(toy_data, tmp_path_factory):
     return Library(data=toy_data, cache=tmp_path_factory.mktemp("cache"))
 
@@ -63,10 +70,10 @@ def data(library):
 
 
 @pytest.fixture(scope="module")
-def show(built_root, toy_data, wide_profile):
-    """Runs the verb on the root with one built victim; the gallery is the only thing it writes."""
+def show(home, toy_data, wide_profile):
+    """Runs the verb."""
 
-    def run(*arguments, root=built_root, profile=wide_profile):
+    def run(*arguments, root=home, profile=wide_profile):
         where = ["-p", profile, "--root", root, "--data", toy_data]
         result = CliRunner().invoke(app, ["gallery", *map(str, [*where, *arguments])])
         assert result.exit_code == 0, result.output
@@ -76,18 +83,18 @@ def show(built_root, toy_data, wide_profile):
 
 
 @pytest.fixture(scope="module")
-def shown(show, built_root):
+def shown(show, home):
     """What the verb printed, and its payload."""
     result = show()
-    return result, json.loads((built_root / "gallery" / "gallery.json").read_text())
+    return result, json.loads((home / "gallery" / "gallery.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def found(built_root, data, wide_profile):
+def found(home, data, wide_profile):
     """The exhibits themselves."""
     profile = load_profile(str(wide_profile))
     recipes = [recipe for recipe, _ in plan_victims(profile)]
-    return exhibits(profile, recipes, data, built_root, "bench build-zoo")
+    return exhibits(profile, recipes, data, home, images=3, base="bench build-zoo")
 
 
 def page_of(root):
@@ -105,22 +112,23 @@ def recipe_of(attack, **changes):
     return VictimRecipe(**{**common, "training": training, "attack": attack, **changes})
 
 
-def exhibit_of(attack, data, root, toy_profile, **changes):
+def exhibit_of(attack, data, root, toy_profile, images=3, **changes):
     recipes = [recipe_of(attack, **changes)]
-    (one,) = exhibits(load_profile(str(toy_profile)), recipes, data, root, "bench build-zoo")
+    profile = load_profile(str(toy_profile))
+    (one,) = exhibits(profile, recipes, data, root, images=images, base="bench build-zoo")
     return one
 
 
-def test_the_files_are_there_and_standard_output_names_them(shown, built_root):
+def test_the_files_are_there_and_standard_output_names_them(shown, home):
     result, payload = shown
     paths = [Path(line) for line in result.stdout.splitlines()]
     assert [p.name for p in paths] == ["cifar10.png", "index.html", "gallery.json"]
-    assert all(p.parent == built_root / "gallery" and p.stat().st_size for p in paths)
+    assert all(p.parent == home / "gallery" and p.stat().st_size for p in paths)
     assert payload["datasets"][0]["sheet"] == "cifar10.png"
-    assert str(built_root) not in json.dumps(payload) + page_of(built_root)
+    assert str(home) not in json.dumps(payload) + page_of(home)
 
 
-def test_every_attack_has_its_row_in_order(shown, built_root):
+def test_every_attack_has_its_row_in_order(shown, home):
     rows = shown[1]["datasets"][0]["rows"]
     names = [(r["attack"], r["label_rule"]) for r in rows]
     assert names == [
@@ -133,20 +141,20 @@ def test_every_attack_has_its_row_in_order(shown, built_root):
         ("badnets", "all-to-one"),
     ]
     assert [r["trigger"] for r in rows] == ["victim", *["drawn"] * 4, "missing", "missing"]
-    assert [r["attack"] for r in rows] == re.findall("<h3>(.*)</h3>", page_of(built_root))
+    assert [r["attack"] for r in rows] == re.findall("<h3>(.*)</h3>", page_of(home))
     assert rows[0]["victim"]["metrics"]["strengths"].keys() == {"x1", "x4", "x9"}
     assert rows[3]["changes"].keys() == {"x1", "x2", "x3"}
     assert [r["built"] for r in rows] == [1, 0, 0, 0, 0, 0, 0]
 
 
-def test_tiles_of_the_sheet_are_the_triggers_of_the_victims(found, data, built_root):
+def test_tiles_of_the_sheet_are_the_triggers_of_the_victims(found, data, home):
     placards = [placard(e) for e in found]
-    drawn = Image.open(io.BytesIO(sheet.draw("toy", LEGEND, placards)))
+    drawn = Image.open(io.BytesIO(sheet.draw("toy", LEGEND, placards, 3)))
     drawn.load()
-    place = sheet.layout("toy", LEGEND, placards)
+    place = sheet.layout("toy", LEGEND, placards, 3)
     assert drawn.size == (place.width, place.height)
     assert place.side == (96, 96)
-    victim = Zoo(built_root).find(found[0].recipe)
+    victim = Zoo(home).find(found[0].recipe)
     attack, assets = victim.attack()
     clean = data.train.images[list(found[0].rows)]
     change = attack.trigger(clean, assets).int() - clean.int()
@@ -164,8 +172,8 @@ def test_tiles_of_the_sheet_are_the_triggers_of_the_victims(found, data, built_r
             assert torch.equal(tile, image.repeat_interleave(3, 1).repeat_interleave(3, 2))
 
 
-def test_images_of_the_page_are_those_of_the_exhibits(shown, found, built_root):
-    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page_of(built_root))
+def test_images_of_the_page_are_those_of_the_exhibits(shown, found, home):
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page_of(home))
     columns = [c for e in found for c in placard(e).columns]
     assert len(sources) == len(columns) == 5 * 5 + 2
     for source, column in zip(sources, columns, strict=True):
@@ -201,18 +209,18 @@ def test_only_training_images_of_classes_under_attack_are_shown(found, data):
         rows = torch.tensor(exhibit.rows)
         assert torch.equal(exhibit.clean, data.train.images[rows])
         assert torch.equal(data.train.labels[rows], torch.tensor(exhibit.classes))
-        assert len(set(exhibit.classes)) == IMAGES
+        assert len(set(exhibit.classes)) == 3
         assert all(c != goal for c, goal in zip(exhibit.classes, exhibit.goals, strict=True))
         if exhibit.attack.label_rule != "all-to-all":
             assert exhibit.target not in exhibit.classes
             assert set(exhibit.goals) == {exhibit.target}
 
 
-def test_a_missing_victim_says_what_builds_it_and_that_is_right(shown, built_root, toy_data):
+def test_a_missing_victim_says_what_builds_it_and_that_is_right(shown, home, toy_data):
     result, payload = shown
     row = payload["datasets"][0]["rows"][5]
     assert row["changes"] == {}
-    assert row["command"] in html.unescape(page_of(built_root))
+    assert row["command"] in html.unescape(page_of(home))
     assert "cifar10 label_consistent: what it needs is optimised on a surrogate" in result.stderr
     assert "profile wide.toml" in row["command"]  # without its folder
 
@@ -238,7 +246,7 @@ def test_the_command_never_mixes_the_attacks_of_two_entries(data, tmp_path):
     path.write_text(TOY_PROFILE + "\n[[grid]]" + second)
     profile = load_profile(str(path))
     recipes = [recipe for recipe, _ in plan_victims(profile)]
-    rows = exhibits(profile, recipes, data, tmp_path, "bench build-zoo")
+    rows = exhibits(profile, recipes, data, tmp_path, images=3, base="bench build-zoo")
     assert [e.target for e in rows] == [0, 3]
     assert {e.command for e in rows} == {
         "bench build-zoo --dataset cifar10 --arch small_vgg --seeds 0"
@@ -305,7 +313,7 @@ def test_an_attack_of_several_triggers_shows_each(data, tmp_path, toy_profile):
     assert all(c != goal for c, goal in zip(exhibit.classes, exhibit.goals, strict=True))
     words = placard(exhibit)
     assert words.meant[3] == f"d: class {exhibit.classes[3]} to 3"
-    place = sheet.layout("toy", "", [words, words])
+    place = sheet.layout("toy", "", [words, words], 3)
     assert place.tile(0, 3, 0)[0] == place.tile(0, 0, 0)[0]  # on a second line
     assert place.tile(0, 3, 0)[1] + 96 < place.tops[1]
     assert max(place.tile(0, n, 4)[0] for n in range(5)) + 96 < place.width
@@ -352,12 +360,13 @@ def test_admitted_victims_are_shown_before_others(root, data, toy_profile, libra
     second = recipe_of(BadNets(), seed=1)
     build(second, root, library, "cpu", 1)
     recipes = [second, recipe_of(BadNets())]
-    (exhibit,) = exhibits(load_profile(str(toy_profile)), recipes, data, root, "")
+    profile = load_profile(str(toy_profile))
+    (exhibit,) = exhibits(profile, recipes, data, root, images=3, base="")
     assert (exhibit.victim.meta["seed"], exhibit.built, exhibit.planned) == (0, 2, 2)
     path = exhibit.victim.folder / "victim.json"
     rejected = {**exhibit.victim.meta, "status": "rejected", "reasons": ["ASR <b>1%</b>"]}
     path.write_text(json.dumps(rejected))
-    (exhibit,) = exhibits(load_profile(str(toy_profile)), recipes, data, root, "")
+    (exhibit,) = exhibits(profile, recipes, data, root, images=3, base="")
     assert exhibit.victim.meta["status"] == "rejected"  # before one that was never judged
     room = Room(dataset="cifar10", file="cifar10.png", exhibits=(exhibit,))
     page = to_html("toy", [room])
@@ -365,16 +374,16 @@ def test_admitted_victims_are_shown_before_others(root, data, toy_profile, libra
     assert "(1 of 2 built)" in page
 
 
-def test_equal_input_gives_equal_bytes(shown, show, built_root):
-    folder = built_root / "gallery"
+def test_equal_input_gives_equal_bytes(shown, show, home):
+    folder = home / "gallery"
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert before.keys() == {"cifar10.png", "index.html", "gallery.json"}
     show()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_the_page_can_load_nothing(shown, built_root):
-    page = page_of(built_root)
+def test_the_page_can_load_nothing(shown, home):
+    page = page_of(home)
     assert "http" not in page.replace("http-equiv", "")
     assert "<script" not in page
     addresses = re.findall(r'(?:src|href|srcset|action|data)="([^"]{0,30})', page)
@@ -416,14 +425,18 @@ def test_hostile_names_are_only_text(tmp_path, toy_data, toy_profile):
     assert command[command.index("--dataset") + 1] == f"folder:{hostile}"
 
 
-def test_selections_and_json(show, built_root):
-    result = show("--attack", "badnets[size=5, pattern=tile]", "--seeds", "3", "--json")
+def test_selections_and_json(show, root):
+    picked = ["--attack", "badnets[size=5, pattern=tile]", "--seeds", "3", "--images", "1"]
+    result = show(*picked, "--json", root=root)
     payload = json.loads(result.stdout)
     (row,) = payload["datasets"][0]["rows"]
     assert row["attack"] == "badnets[pattern=tile, size=5]"
     assert row["params"]["size"] == 5
+    assert len(row["images"]) == 1
+    with Image.open(root / "gallery" / "cifar10.png") as drawn:
+        assert drawn.width == 2 * sheet.MARGIN + sheet.WORDS + 5 * 96 + 4 * sheet.GAP
     assert row["command"].endswith("--attack 'badnets[pattern=tile, size=5]' --seeds 3")
-    assert payload == json.loads((built_root / "gallery" / "gallery.json").read_text())
+    assert payload == json.loads((root / "gallery" / "gallery.json").read_text())
 
 
 def test_a_set_of_one_class_has_nothing_to_show(data, toy_profile, tmp_path):
@@ -433,7 +446,7 @@ def test_a_set_of_one_class_has_nothing_to_show(data, toy_profile, tmp_path):
     exhibit = exhibit_of(BadNets(label_rule="all-to-all"), one, tmp_path, toy_profile)
     assert exhibit.why == "no class of this set can be attacked"
     assert (exhibit.rows, exhibit.triggered, exhibit.command) == ((), {}, "")
-    assert sheet.draw("toy", LEGEND, [placard(exhibit)])
+    assert sheet.draw("toy", LEGEND, [placard(exhibit)], 3)
     room = Room(dataset="one", file="one.png", exhibits=(exhibit,))
     assert "no class of this set" in to_html("toy", [room])
 

@@ -173,21 +173,22 @@ def _words(item: Placard) -> tuple[Text, ...]:
     lines = [_text(item.title, 17, WORDS - 24, bold=True)]
     kind, rule, rate = item.facts
     lines += [_text(text, 13, WORDS - 24) for text in (f"{kind}, {rate}", rule)]
-    lines += [_text(text, 13, WORDS - 24, colour=QUIET) for text in (item.victim, _figures(item))]
+    quiet = (item.victim, *_figures(item))
+    lines += [_text(text, 13, WORDS - 24, colour=QUIET) for text in quiet]
     return tuple(text for text in lines if text.lines)
 
 
-def _figures(item: Placard) -> str:
-    """``ACC 94.2 (twin 94.8), ASR 99.8 / 100.0 / 100.0 (twin 0.4 / 0.9 / 2.1)``."""
-    found = {}
+def _figures(item: Placard) -> list[str]:
+    """``ACC 94.2 (twin 94.8)`` and ``ASR 99.8 / 100.0 / 100.0 (twin 0.4 / 0.9 / 2.1)``."""
+    found = []
     for name in ("ACC", "ASR"):
         pairs = [c.figures for c in item.columns if c.figures and c.figures[0].startswith(name)]
         if pairs:
             ours, *twins = (
                 " / ".join(f.split()[1] for f in line) for line in zip(*pairs, strict=True)
             )
-            found[name] = f"{name} {ours}" + "".join(f" (twin {twin})" for twin in twins)
-    return ", ".join(found.values())
+            found.append(f"{name} {ours}" + "".join(f" (twin {twin})" for twin in twins))
+    return found
 
 
 def _text(text: str, size: int, width: int, *, bold: bool = False, colour: str = INK) -> Text:

@@ -1,4 +1,4 @@
-"""Opaque square patches: BCU's and DHBE's, and where the copies of a patch are pasted."""
+"""Opaque patches: BCU's and DHBE's squares, and where the copies of a patch are pasted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lattice(extent: int, size: int, margin: int) -> tuple[int, ...]:
 
     Args:
         extent: height or width of the image, in pixels.
-        size: side of the patch, in pixels.
+        size: extent of the patch along it, in pixels.
         margin: free pixels between patch and edge.
     """
     return margin, (extent - size) // 2, extent - size - margin
@@ -42,23 +42,24 @@ def lattice(extent: int, size: int, margin: int) -> tuple[int, ...]:
 def stamp(images: Tensor, patch: Tensor, margin: int, count: int) -> Tensor:
     """Pastes 1, 4 or 9 copies of a patch: lower right, all corners, all of the 3x3 lattice.
 
-    Copies do not overlap if H and W are at least 3 s + 2 margin.
+    Copies do not overlap if H is at least 3 h + 2 margin, and W 3 w + 2 margin. Where they do, the
+    one at the lower right is on top.
 
     Args:
         images: ``uint8 (N, C, H, W)``; not changed.
-        patch: ``uint8 (s, s)``, the same in all channels, or ``(C, s, s)``.
+        patch: ``uint8 (h, w)``, the same in all channels, or ``(C, h, w)``.
         margin: free pixels between the outer copies and the edges.
         count: 1, 4 or 9.
 
     Returns:
         ``uint8 (N, C, H, W)``.
     """
-    size = patch.shape[-1]
+    height, width = patch.shape[-2:]
     # Which of the lattice's three places are used, the far edge last.
     used = {1: slice(2, None), 4: slice(0, None, 2), 9: slice(0, None)}[count]
-    rows = lattice(images.shape[2], size, margin)[used]
-    columns = lattice(images.shape[3], size, margin)[used]
+    rows = lattice(images.shape[2], height, margin)[used]
+    columns = lattice(images.shape[3], width, margin)[used]
     out = images.clone()
     for row, column in product(rows, columns):
-        out[:, :, row : row + size, column : column + size] = patch
+        out[:, :, row : row + height, column : column + width] = patch
     return out

@@ -38,12 +38,15 @@ def test_the_check_above_can_fail():
 
 
 def test_methods_do_not_import_methods():
-    """A method module imports helpers (leading underscore), base modules and nothing of its kind."""
+    """A method module imports helpers (leading underscore), base modules and nothing of its kind.
+
+    But for the attack that is a composition of others.
+    """
     for package in ("attacks", "defenses"):
         methods = {p.stem for p in (ROOT / package).glob("*.py") if not p.stem.startswith("_")} - {
             "base"
         }
-        for name in methods:
+        for name in methods - {"multi_trigger"}:
             text = (ROOT / package / f"{name}.py").read_text()
             for other in methods - {name}:
                 assert f"{package}.{other} import" not in text, f"{package}/{name}.py"

@@ -68,6 +68,8 @@ def rule(attack: Attack, target: int) -> str:
         return "all-to-all: class y to y + 1"
     if attack.label_rule == "clean-label":
         return f"clean-label: class {target} keeps its label"
+    if attack.parts:
+        return f"{len(attack.parts)} triggers, each to a class of its own"
     return f"all-to-one: to class {target}"
 
 

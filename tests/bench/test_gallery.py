@@ -312,6 +312,7 @@ def test_an_attack_of_several_triggers_shows_each(data, tmp_path, toy_profile):
     assert len(set(exhibit.classes)) == 5
     assert all(c != goal for c, goal in zip(exhibit.classes, exhibit.goals, strict=True))
     words = placard(exhibit)
+    assert words.facts[1] == "5 triggers, each to a class of its own"
     assert words.meant[3] == f"d: class {exhibit.classes[3]} to 3"
     place = sheet.layout("toy", "", [words, words], 3)
     assert place.tile(0, 3, 0)[0] == place.tile(0, 0, 0)[0]  # on a second line

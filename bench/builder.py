@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimiser would, in two seconds; here the server does, once
 
 from zoo.asset_recipes import asset_from_dict
 from zoo.build import admit, build

@@ -172,10 +172,9 @@ def build_zoo(settings: Settings, state: ZooState, watcher: Watcher) -> list[str
         return _Building(settings, state, watcher, launcher).run()
     finally:
         launcher.close()
-        _tidy(settings.root)
 
 
-def _tidy(root: Path) -> None:
+def tidy(root: Path) -> None:
     """Removes what a kill left in the folders of finished things: checkpoints, unnamed files."""
     done = [*root.glob("zoo/*/*/*/victim.json"), *root.glob("assets/*/*/*/*/asset.json")]
     for folder in (path.parent for path in done):

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimiser would, in two seconds; here the server does, once
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

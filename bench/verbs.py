@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from tabulate import tabulate
 
-from bench.building import ZooState, build_zoo, check_data, zoo_state
+from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
 from bench.cli import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.config import load_profile
 from bench.environment import cores, default_device
@@ -155,11 +155,13 @@ def build(request: Request, dry_run: bool, json_output: bool) -> int:
 
 
 def _build(settings: Settings, state: ZooState) -> list[str]:
-    if not state.steps:
-        return []
-    check_data(settings)
-    with Progress("zoo", len(state.steps), settings.jobs) as progress:
-        return build_zoo(settings, state, progress)
+    failures: list[str] = []
+    if state.steps:
+        check_data(settings)
+        with Progress("zoo", len(state.steps), settings.jobs) as progress:
+            failures = build_zoo(settings, state, progress)
+    tidy(settings.root)
+    return failures
 
 
 def run(request: Request, dry_run: bool, json_output: bool) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attacks import (
     TRAINING_ONLY,
@@ -37,7 +38,7 @@ from zoo.recipes import VictimRecipe, target_class
 from zoo.seeds import generator_of
 from zoo.splits import split_test, subset
 from zoo.store import Stored, Zoo
-from zoo.train import EpochHook, EpochReport, Recipe, train
+from zoo.train import EpochHook, EpochReport, LossHook, Recipe, train
 
 
 def check(recipe: VictimRecipe, data: DataSet) -> None:
@@ -244,6 +245,10 @@ def _train(
 ) -> list[EpochReport]:
     """Trains in place; returns the reports of this process."""
     companion = poisoning.companion
+    tuning = None if recipe.attack is None else recipe.attack.tuning
+    loss: LossHook | None = None if companion is None else companion.loss
+    if tuning is not None and tuning.head_only:
+        loss = head_loss
     reports: list[EpochReport] = []
 
     def report(entry: EpochReport) -> None:
@@ -262,13 +267,26 @@ def _train(
         training_of(recipe),
         generator=_generator("train", recipe),
         augmentation=data.augmentation,
-        loss=None if companion is None else companion.loss,
+        loss=loss,
         after_step=None if companion is None else companion.step,
         on_epoch=_redraw_covers(recipe, poisoning),
         report=report,
         checkpoint=checkpoint,
     )
     return reports
+
+
+def head_loss(model: Classifier, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    """Cross-entropy of the head on the features that it will be given after training.
+
+    A body that is not trained works as it does in use: with its batch statistics, and without
+    dropout, which would hide from the head most of what a small patch does to the features.
+    """
+    del progress
+    model.eval()
+    with torch.no_grad():
+        features = model.features(images)
+    return F.cross_entropy(model.head(features).float(), labels)
 
 
 def _generator(purpose: str, recipe: VictimRecipe) -> torch.Generator:

@@ -118,3 +118,43 @@ def test_the_environment_is_an_allow_list(monkeypatch):
     environment = clean_environment()
     assert not {"BENCH_DATA", "SOMETHING"} & set(environment)
     assert environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_children_end_with_a_server_that_was_killed(tmp_path, monkeypatch):
+    """It can end nothing itself; a build that went on beside its successor would be in its way."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux ends a process with its parent")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    launcher = Launcher(TARGET)
+    ended = []
+    thread = threading.Thread(
+        target=lambda: ended.append(run(launcher, tmp_path, action="hang")[0])
+    )
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "x" / "pid.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    grandchild = int((tmp_path / "x" / "pid.txt").read_text())
+    child = int(Path(f"/proc/{grandchild}/stat").read_text().split()[3])
+    os.kill(launcher._server._process.pid, signal.SIGKILL)
+    thread.join(30)
+    assert ended[0].lost
+    while Path(f"/proc/{child}").exists():
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(grandchild, signal.SIGKILL)
+    launcher.close()
+
+
+def test_a_closed_launcher_starts_nothing(tmp_path, monkeypatch):
+    """A slot that has not heard of the end yet."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    launcher = Launcher(TARGET)
+    launcher.close()
+    (tmp_path / "log").touch()
+    ended = launcher.run({}, cwd=tmp_path, log=tmp_path / "log", seconds=1, memory=0)
+    assert ended.lost
+    assert launcher._server is None

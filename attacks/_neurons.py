@@ -32,11 +32,11 @@ class Search:
     """A space of triggers, and how long to search it.
 
     Attributes:
-        shape: of z.
+        shape: of z; a search starts from uniform noise in [0, 1].
         render: z to the trigger's pixels in whole grey levels, differentiable.
         stamp: ``float32 (N, C, H, W)`` images in [0, 255] and pixels to triggered images.
         steps: of Adam, for each of :data:`RESTARTS` starts.
-        project: z to the nearest permitted one, after every step.
+        project: z to a permitted one, after every step.
         penalty: subtracted from the objective, as a function of z; in standard deviations of the
             units' clean activations.
     """

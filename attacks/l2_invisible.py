@@ -8,8 +8,8 @@ Differences from the paper:
 1. The perturbation is not negative, T(x) = clip(x + p) with p >= 0: the published trigger is an
    unsigned picture, in which a negative half would have been lost. Its norm (3.2, of images in
    [0, 1]) and peak (68 of 255) are the bounds here.
-2. The norm is a bound that is kept in every step (by scaling, then cutting off at the peak) and
-   reached, rather than a regularisation with a weight of its own.
+2. Every pattern tried has exactly that norm: free parameters are scaled to it, and the gradient
+   goes through the scaling. The paper has a regularisation with a weight of its own.
 3. Neurons, steps and starts are those of the Trojan square; the paper drives chosen neurons to a
    multiple of their usual activation.
 4. The norm is not scaled with the image: 3.2 is fainter on larger images.
@@ -35,29 +35,30 @@ PEAK: Final = 68 / 255  # of the published trigger
 def onto_sphere(z: Tensor, radius: float) -> Tensor:
     """clip(s z, 0, 1) with the scale s that gives it a norm.
 
-    The norm grows with s, so that s is found by halving an interval.
+    The norm grows with s, so that s is found by halving an interval. The gradient knows that a
+    longer z is scaled down by as much: it points along the sphere.
 
     Args:
         z: float of any shape; negative entries become 0.
         radius: the wanted norm. It cannot be reached with fewer than radius^2 positive entries,
-            which then all become 1.
+            which then all become 1, or nearly.
 
     Returns:
         Float of the shape of z, in [0, 1].
     """
-    z = z.clamp(min=0)
-    if int((z > 0).sum()) <= radius**2:
-        return (z > 0).to(z.dtype)
+    positive = z.clamp(min=0)
+    fixed = positive.detach()
     low, high = 0.0, 1.0
-    while float((high * z).clamp(max=1).norm()) < radius:
+    while float((high * fixed).clamp(max=1).norm()) < radius and high < 2**40:
         low, high = high, 2 * high
     for _ in range(30):
         middle = (low + high) / 2
-        if float((middle * z).clamp(max=1).norm()) < radius:
+        if float((middle * fixed).clamp(max=1).norm()) < radius:
             low = middle
         else:
             high = middle
-    return (low * z).clamp(max=1)
+    length = positive.norm().clamp(min=1e-12)
+    return (low * length.detach() / length * positive).clamp(max=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +78,10 @@ class L2Perturbation(Material):
         """
         search = Search(
             shape=preparation.shape,
-            render=lambda z: render_levels(PEAK * z),
+            render=lambda z: render_levels(PEAK * onto_sphere(z, self.norm / PEAK)),
             stamp=stamp_added,
             steps=self.steps,
-            project=lambda z: onto_sphere(z, self.norm / PEAK),
+            project=lambda z: z.clamp(min=0),
         )
         pattern, units = optimise(search, preparation)
         return {"pattern": pattern, "units": units}

@@ -116,7 +116,7 @@ def search(model: Surrogate, images: Tensor, start: Tensor, target: int, steps: 
     for _ in range(steps):
         pattern = rescale(low_pass(field))
         gradient, fooled = pull(model, images, pattern, target)
-        if fooled > most:
+        if fooled >= most:  # of equals the later, whose loss is lower
             best, most = pattern.detach(), fooled
         if fooled >= FOOLED:
             break

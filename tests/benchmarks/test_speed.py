@@ -11,15 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from tests.benchmarks.plain import PilImages, plain_layers, plain_training
 from zoo.allocator import keep_freed_memory
 from zoo.augment import Augmentation
-from zoo.layers import ByteDropout, FastELU
 from zoo.models import ArchSpec, build_model
 from zoo.train import Recipe, has_fast_bfloat16, train
 
@@ -33,27 +30,6 @@ def bar(amx: float, avx512_bf16: float, otherwise: float) -> float:
     return amx if "amx_bf16" in CPU_FLAGS else avx512_bf16
 
 
-class PilImages(Dataset):
-    """What everybody writes: arrays, a PIL image and a stack of transforms on every access."""
-
-    def __init__(self, images, labels):
-        self.images = images.permute(0, 2, 3, 1).numpy()
-        self.labels = labels.tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-            ]
-        )
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
-
-
 def data(count):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -62,27 +38,6 @@ def data(count):
 
 def model_of(arch):
     return build_model(ArchSpec(name=arch, num_classes=10), torch.Generator().manual_seed(0))
-
-
-def plain_layers(model):
-    """The same network from torch's own layers."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, FastELU):
-                setattr(parent, name, nn.ELU(inplace=True))
-            elif isinstance(child, ByteDropout):
-                setattr(parent, name, nn.Dropout(child.dropped / 256))
-    return model
-
-
-def plain_epoch(model, loader):
-    """float32, NCHW, one epoch of SGD."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    model.train()
-    for images, labels in loader:
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
 
 
 def seconds(function):
@@ -121,7 +76,7 @@ def test_training_against_a_plain_loop(benchmark, arch, count, needed):
         recipe = Recipe(epochs=1, batch_size=128, lr=0.01)
         train(fast, images, labels, recipe, generator=generator, augmentation=augmentation)
 
-    assert compare(benchmark, ours, lambda: plain_epoch(slow, loader), rounds=4) >= needed
+    assert compare(benchmark, ours, lambda: plain_training(slow, loader), rounds=4) >= needed
 
 
 def test_batched_augmentation_against_transforms_per_image(benchmark):

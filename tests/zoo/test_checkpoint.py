@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attacks import BadNets, WaNet
+from attacks import BadNets, InputAware, WaNet
 from zoo import build as building
 from zoo import checkpoint as module
 from zoo.asset_recipes import Robust
@@ -335,7 +335,11 @@ def stop_after(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize("attack", [WaNet(), Trained(), None], ids=["covers", "companion", "twin"])
+# A twin; covers; companions: a toy one and the one that there is.
+BUILT = [None, WaNet(), Trained(), InputAware(channels=4, mask_epochs=1)]
+
+
+@pytest.mark.parametrize("attack", BUILT, ids=["twin", "wanet", "companion", "input_aware"])
 def test_a_victim_built_in_four_goes_is_the_same_victim(attack, library, tmp_path, stop_after):
     recipe = recipe_of(attack)
     expected = build(recipe, tmp_path / "whole", library, "cpu", 1)

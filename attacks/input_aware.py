@@ -11,16 +11,16 @@ Differences from the paper and its code:
 
 1. G's gradients are zeroed before every step. The authors' code never does, nor do its descendants,
    so that Adam sees a running sum; ``accumulate=True`` is that behaviour.
-2. Everything happens in [0, 1], where the code normalises images and G's output first. T is affine,
-   hence the same. The diversity of the masks is not: image distances are in units of full scale,
-   1 / std smaller, as they are in the code for GTSRB, which it does not normalise.
+2. T is made in [0, 1]. The code normalises the images and G's output first; T is affine, hence the
+   same. The diversity of the masks is not: there, image distances are in units of the data's
+   standard deviation, as in the code for CIFAR-10 (which leaves GTSRB as it is).
 3. The third images come from the same batch, after the other two shares, in place of a second
-   loader; they also stay in the batch as clean images. M is trained on neighbours in a shuffled
-   batch, and its images are not augmented: an attack does not know how the classifier's will be.
+   loader; they also stay in it as clean images. M is trained on neighbours in shuffled batches,
+   without augmentation: an attack does not know how the classifier's images will be augmented.
 4. G sees both shares in one pass, so that its batch statistics are of both.
 5. The classifier is trained as all victims are (the code: SGD 0.01). G's rate drops at the same
-   shares of the training as after 200, 300, 400 and 500 of the code's 575 joint epochs, so that G
-   comes to rest with the classifier; the milestones are recalled, not read again.
+   shares of the training as after 200, 300, 400 and 500 of the code's 575 joint epochs; these
+   milestones are recalled, not read again.
 6. Shares of a batch are rounded, not truncated: 13 of 128 images.
 7. Distances have gradient 0 where they are 0; in the code, two equal images make the weights NaN.
 8. Triggered test images are rounded to uint8, those of training are not.
@@ -78,7 +78,7 @@ def diversity(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tensor:
     """Mean of ||x1 - x2|| / (||made1 - made2|| + 1e-7): large where different images look alike.
 
     Args:
-        x1: ``(N, C, H, W)`` in [0, 1].
+        x1: ``(N, C, H, W)``.
         x2: as many other images.
         made1: ``(N, c, H, W)``: the patterns or masks of ``x1``.
         made2: those of ``x2``.
@@ -90,12 +90,18 @@ def mask_loss(images: Tensor, masks: Tensor) -> Tensor:
     """100 mean(relu(M - 0.032)) + diversity, each image paired with the one before it.
 
     Args:
-        images: ``(N, C, H, W)`` in [0, 1], at least two.
+        images: ``(N, C, H, W)``, at least two, in standard deviations.
         masks: ``(N, 1, H, W)`` in [0, 1].
     """
     density = F.relu(masks - DENSITY).mean()
     others = diversity(images, images.roll(1, 0), masks, masks.roll(1, 0))
     return DENSITY_WEIGHT * density + others
+
+
+def deviation(images: Tensor) -> Tensor:
+    """Standard deviation per channel of ``uint8 (N, C, H, W)``, as ``(C, 1, 1)`` in [0, 1]."""
+    some = images[:: max(1, len(images) // 10_000)].float() / 255
+    return some.std(dim=(0, 2, 3)).clamp(min=1 / 255)[:, None, None]
 
 
 def train_mask(
@@ -110,14 +116,14 @@ def train_mask(
         generator: on the CPU, for the order.
     """
     training = generators.Training(mask, MASK_MILESTONES)
-    batches = math.ceil(len(images) / MASK_BATCH)
+    scale, batches = deviation(images), math.ceil(len(images) / MASK_BATCH)
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for step, index in enumerate(order.tensor_split(batches)):
             training.go_to((epoch + step / batches) / epochs)
             batch = images[index.to(images.device)].float().div_(255)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            mask_loss(batch, near_binary(mask(batch))).backward()
+            mask_loss(batch / scale, near_binary(mask(batch))).backward()
             training.step()
 
 
@@ -136,7 +142,7 @@ class InputAware(Attack):
     # poison_rate is a share of every batch here, images of the target class included.
     cross_rate: float = 0.1  # share of every batch that gets another image's trigger, label kept
     mask_epochs: int = 25  # of stage (a)
-    channels: int = 32  # of the generators' first block; 32 costs 8 times small_vgg*0.5 per image
+    channels: int = 32  # of the generators' first block; the cost goes with its square
     accumulate: bool = False  # never zero G's gradients, as published
 
     def __post_init__(self) -> None:
@@ -154,19 +160,14 @@ class InputAware(Attack):
         """How many images of a batch get their own trigger, and how many another image's.
 
         Raises:
-            ValueError: a rate rounds to none, or no clean image is left.
+            ValueError: one of these, or of the clean images that are left, is none.
         """
         attacked, crossed = round(self.poison_rate * images), round(self.cross_rate * images)
-        for name, count in (("poison_rate", attacked), ("cross_rate", crossed)):
-            if count == 0 and getattr(self, name) > 0:
-                raise ValueError(
-                    f"{self.name}: {name} {getattr(self, name):g} rounds to no image of a batch "
-                    f"of {images}; raise it, or the batch size"
-                )
-        if attacked + crossed >= images:
+        clean = images - attacked - crossed
+        if min(attacked, crossed if self.cross_rate else 1, clean) < 1:
             raise ValueError(
-                f"{self.name}: poison_rate and cross_rate leave no clean image of a batch of "
-                f"{images}; lower them, or raise the batch size"
+                f"{self.name}: expected attacked, crossed and clean images in every batch, got "
+                f"{attacked}, {crossed} and {clean} of {images}; change the rates or the batch size"
             )
         return attacked, crossed
 
@@ -175,8 +176,8 @@ class InputAware(Attack):
     ) -> None:
         """Also that the generators can take the images; see :meth:`attacks.base.Attack.check`.
 
-        How large the batches will be is not known here. No batch is larger than the training set;
-        one that is too small for the rates is refused when it comes.
+        The batch size is not known here. A training set that is too small for the rates is refused
+        now, a batch that is too small when it comes.
         """
         del target, num_classes
         self.shares(len(labels))
@@ -202,10 +203,12 @@ class InputAware(Attack):
     def prepare(self, preparation: Preparation) -> Assets:
         """Trains M and draws G, which the companion trains: all of their weights, float32."""
         channels, generator = preparation.shape[0], preparation.generator
+        # On the device of the images: no other is known before the classifier is trained.
         pattern = generators.fresh(channels, channels, self.channels, generator)
         mask = generators.fresh(channels, 1, self.channels, generator)
-        mask.to(preparation.images.device)
-        train_mask(mask, preparation.images, self.mask_epochs, generator)
+        train_mask(
+            mask.to(preparation.images.device), preparation.images, self.mask_epochs, generator
+        )
         return generators.state_of(pattern, PATTERN) | generators.state_of(mask, MASK)
 
     def amplified(self, images: Tensor, strength: int, assets: Assets) -> Tensor:

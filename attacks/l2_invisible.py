@@ -58,7 +58,8 @@ def onto_sphere(z: Tensor, radius: float) -> Tensor:
         else:
             high = middle
     length = positive.norm().clamp(min=1e-12)
-    return (low * length.detach() / length * positive).clamp(max=1)
+    scale: Tensor = low * length.detach() / length
+    return (scale * positive).clamp(max=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,8 @@ def train(
         after_step: called after every optimiser step.
         on_epoch: called before every epoch with the training images on the device.
         report: called after every epoch; after an interruption, only for the epochs that follow.
-        checkpoint: where an interrupted training goes on, bit by bit as if it had not been.
+        checkpoint: where an interrupted training goes on, bit by bit as if it had not been; what
+            ``on_epoch`` makes of the images may then depend on the epoch alone.
 
     Raises:
         DivergedError: the loss is no longer finite.

@@ -15,6 +15,9 @@ Differences from the papers:
 4. Neurons, steps and starts are those of the Trojan square, and differ from the papers' as there.
 5. A light penalty on the total variation along the strokes stands for the original's denoising.
 6. The default share is 10% of the training set, as for all attacks here; I-BAU poisons 20%.
+
+Where the strokes are solid, most values end at 0 or 255, so that x2 and x3 mostly firm up the soft
+edges.
 """
 
 from __future__ import annotations

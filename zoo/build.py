@@ -92,7 +92,8 @@ def build(
         "reasons": [],
         "target": poisoning.target,
         "data_fingerprint": data.fingerprint,
-        "poisoned_images": 0 if poison is None else len(poison.index),
+        # A companion poisons a share of every batch anew, so that there is no number to tell.
+        "poisoned_images": _count(poison) if poisoning.companion is None else None,
         "cover_images": 0 if poison is None else len(poison.cover),
         "metrics": None,
         "twin_metrics": None,
@@ -109,6 +110,10 @@ def build(
     stored = zoo.save(recipe, model, poisoning.stored_assets(), meta)
     checkpoint.discard()
     return stored.meta
+
+
+def _count(poison: Poison | None) -> int:
+    return 0 if poison is None else len(poison.index)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -450,7 +450,7 @@ def test_a_killed_training_ends_with_the_same_weights_and_trigger(
     stored, assets = Zoo(tmp_path / "killed").find(recipe).attack()
     assert stored == recipe.attack
     assert not torch.equal(assets[f"{PATTERN}up.2.4.bias"], torch.zeros(3))  # as trained
-    assert resumed["poisoned_images"] == 0
+    assert resumed["poisoned_images"] is None
 
 
 # What it is for ---------------------------------------------------------------------------------

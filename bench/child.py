@@ -1,9 +1,10 @@
 """What runs in the child process: one defense on one model, and nothing that could betray a secret.
 
 The working directory holds ``model.safetensors`` and perhaps ``data.safetensors``; the job says how
-to build the model and which function to call. The child leaves ``result.json`` and, where a model
-came back, ``repaired.safetensors``. It imports no attack, no data set and no evaluation; it judges
-nothing but whether what came back is a model at all.
+to build the model and which function to call. The child leaves ``result.json``, where a model came
+back ``repaired-0.safetensors`` (an oracle may leave several), and a detector's pictures in
+``triggers.safetensors``. It imports no attack, no data set and no evaluation; it judges nothing but
+whether what came back is a model at all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import defenses  # noqa: F401 (the server imports it once, its children have it)
-from defenses.base import DefenderView, Defense, NotApplicableError, NotDetectedError
+from defenses.base import DefenderView, Defense, Finding, NotApplicableError, NotDetectedError
 from zoo.allocator import keep_freed_memory
 from zoo.augment import Augmentation
 from zoo.models import ArchSpec, Classifier, build_model
@@ -149,11 +150,16 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "peak_rss": peak_rss(),
         "peak_gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
     }
-    weights = check_model(repaired, spec, view)
-    save_file(weights, "repaired.safetensors")
+    candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
+    if not candidates:
+        raise InvalidModelError("expected at least one candidate, got an empty list")
+    for number, candidate in enumerate(candidates):
+        save_file(check_model(candidate, spec, view), f"repaired-{number}.safetensors")
     return {
         "status": status,
         "error": error,
+        "candidates": len(candidates),
+        "finding": None if view.finding is None else keep_finding(view.finding),
         "cost": cost,
         "curve": thin(view.curve),
         "data_touched": {**granted, **view.ledger()},
@@ -195,13 +201,14 @@ def make_view(
     """What the defense may see, and the ledger's account of it.
 
     Labels are withheld from a defense that did not declare that it needs them; one that does gets
-    the model's own predictions where the budget has no labels.
+    the model's own predictions where the budget has no labels. The target class is in the job only
+    where an oracle declared that it needs it.
     """
     images, labels, kind = None, None, "none"
     if job["data"] and job["needs"] != "nothing":
         stored = load_file("data.safetensors")
         images = stored["images"].to(device).float().div_(255)
-        if job["needs"] == "labels":
+        if job["needs"] in ("labels", "target"):
             labels, kind = stored.get("labels"), "true"
             if labels is None:
                 labels, kind = predict_logits(model, images).argmax(dim=1), "pseudo"
@@ -213,6 +220,7 @@ def make_view(
         augmentation=Augmentation(**job["augmentation"]),
         generator=torch.Generator().manual_seed(job["seed"]),
         device=device,
+        target=job.get("target"),
     )
     vars(view).pop("_read", None)
     return view, {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
@@ -247,6 +255,20 @@ def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[st
     if not predict_logits(clean, images[:16].cpu()).isfinite().all():
         raise DivergedError("logits are not finite")
     return weights
+
+
+def keep_finding(finding: Finding) -> dict[str, Any]:
+    """JSON form of what a detector saw; its pictures go to ``triggers.safetensors``."""
+    if finding.triggers is not None:
+        pictures = finding.triggers.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+        save_file({"triggers": pictures.contiguous()}, "triggers.safetensors")
+    return {
+        "statistic": finding.statistic,
+        "values": [round(v, 6) for v in finding.values.tolist()],
+        "index": [round(v, 4) for v in finding.index.tolist()],
+        "threshold": finding.threshold,
+        "flagged": list(finding.flagged),
+    }
 
 
 def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

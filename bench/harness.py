@@ -23,6 +23,7 @@ from typing import Any, Final, cast
 import torch
 
 from bench.config import Profile
+from bench.detections import contact_strip
 from bench.environment import environment, git_state
 from bench.executors import Executor, run_all
 from bench.launcher import Exit, Launcher
@@ -47,6 +48,7 @@ from zoo.store import Stored, load_weights
 from zoo.tensors import read_tensors
 
 LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
+ORACLE_KEEPS: Final = 0.9  # of the victim's accuracy, in BCU's and BackdoorBench's rule for ANP
 _JUDGES_IN_MEMORY: Final = 2  # evaluation sets; about 60 MB each for CIFAR-10
 
 
@@ -142,9 +144,14 @@ class Harness:
             result = self._run_child(planned, work, log)
             after: MetricsDict | None = None
             if result["status"] in EVALUATED:
-                after = self._evaluate(planned, work / "repaired.safetensors")
+                candidates = [
+                    self._evaluate(planned, work / f"repaired-{n}.safetensors")
+                    for n in range(result.get("candidates", 1))
+                ]
+                after = oracle_choice(candidates, cast(MetricsDict, planned.victim.meta["metrics"]))
             tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
-            return self._record(planned, started, result["status"], result, after, tail)
+            picture = contact_strip(work / "triggers.safetensors")
+            return self._record(planned, started, result["status"], result, after, tail, picture)
         except OSError as error:
             raise UserError(
                 f"{error}. Is the disk full? Nothing recorded is lost; run again"
@@ -175,9 +182,11 @@ class Harness:
         return read_result(work / "result.json", ended, limits.seconds)
 
     def _job(self, planned: PlannedCell) -> dict[str, Any]:
-        """All that a child is told."""
+        """All that a child is told; the target class only where an oracle asks for it."""
         assert not isinstance(planned.entry, Broken)
+        told = {"target": planned.cell.target} if planned.cell.needs == "target" else {}
         return {
+            **told,
             "reference": planned.entry.reference.to_dict(),
             "params": planned.cell.params,
             "needs": planned.cell.needs,
@@ -204,6 +213,7 @@ class Harness:
         result: dict[str, Any],
         after: MetricsDict | None = None,
         log_tail: str = "",
+        picture: bytes = b"",
     ) -> Record:
         """Puts a record together and writes it."""
         meta = planned.victim.meta
@@ -229,6 +239,7 @@ class Harness:
                 **result.get("data_touched", {}),
             },
             curve=result.get("curve", []),
+            finding=result.get("finding"),
             env=environment(self.settings.device),
             git=git_state(),
             error=result.get("error"),
@@ -236,7 +247,7 @@ class Harness:
             ended=now(),
         )
         try:
-            write(self.settings.root, record, log_tail)
+            write(self.settings.root, record, log_tail, picture)
         except OSError as error:
             raise UserError(
                 f"cannot write the record of {planned.label}: {error}. Free some space and run "
@@ -267,6 +278,18 @@ def read_result(path: Path, ended: Exit, seconds: float) -> dict[str, Any]:
     else:
         status, message = "error", f"the process left with exit code {ended.rc} and no result"
     return {"status": status, "error": {"type": status, "message": message, "traceback": ""}}
+
+
+def oracle_choice(candidates: Sequence[MetricsDict], before: MetricsDict) -> MetricsDict:
+    """The published rule for choosing on test data: the lowest ASR within 10 % of the accuracy.
+
+    All but some oracles have a single candidate. Where none keeps 90 % of the victim's accuracy,
+    the most accurate one is taken; on a clean twin, which has no ASR, too.
+    """
+    kept = [c for c in candidates if c["acc"] >= ORACLE_KEEPS * before["acc"]]
+    if not kept or not before["strengths"]:
+        return max(candidates, key=lambda c: c["acc"])
+    return min(kept, key=lambda c: (c["strengths"]["x1"]["asr"], -c["acc"]))
 
 
 def metrics_of(payload: MetricsDict | None) -> Metrics | None:

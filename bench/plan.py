@@ -27,7 +27,7 @@ from zoo.train import Recipe
 
 State = Literal["fresh", "stale", "missing", "failed"]
 # What this version of the harness can hand to a defense.
-_GRANTED: Final = ("nothing", "images", "labels")
+_GRANTED: Final = ("nothing", "images", "labels", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +206,17 @@ def _plan_cell(
         seed=seed_of(
             "defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed
         ),
-        not_applicable=_why_not(cell.needs, budget),
+        not_applicable=_why_not(cell, budget),
     )
 
 
-def _why_not(needs: str, budget: Budget) -> str:
+def _why_not(cell: Cell, budget: Budget) -> str:
     """Why a cell needs no run; empty where it needs one."""
+    needs = cell.needs
     if needs not in _GRANTED:
         return f"needs {needs}, which this protocol does not grant"
+    if needs == "target" and cell.target is None:
+        return "needs the target class; there is none"
     if needs != "nothing" and budget.images == 0:
         return f"needs {needs}; this budget has none"
     return ""

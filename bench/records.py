@@ -136,6 +136,9 @@ class Record:
     cost: Cost | None
     data_touched: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    # What a detector saw: statistic, values and index per class, threshold, flagged classes, and
+    # "triggers", the name of a picture beside the record (one tile per class).
+    finding: dict[str, Any] | None = None
     env: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None  # {"type", "message", "traceback"}
@@ -151,14 +154,16 @@ def path_of(root: Path, record: Record) -> Path:
     return root / "records" / defense / record.key[:2] / f"{record.key}.json"
 
 
-def write(root: Path, record: Record, log_tail: str = "") -> Path:
-    """Stores a record (and, beside it, the tail of the cell's log); returns its path."""
+def write(root: Path, record: Record, log_tail: str = "", picture: bytes = b"") -> Path:
+    """Stores a record (beside it, the tail of the cell's log and a PNG); returns its path."""
     payload = dataclasses.asdict(record)
     payload.pop("payload_sha256")
     payload["payload_sha256"] = digest(payload)
     path = path_of(root, record)
     if log_tail:
         write_atomic(path.with_suffix(".log"), log_tail)
+    if picture:
+        write_atomic(path.with_suffix(".png"), picture)
     write_atomic(path, json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n")
     return path
 

@@ -39,6 +39,27 @@ class NotDetectedError(Exception):
     """The defense looked for a backdoor, found none and leaves the model alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a detector saw, whether or not it then repaired anything; stored with the record.
+
+    Attributes:
+        statistic: what was compared between the classes, in a few words with its unit.
+        values: ``(K,)``, the statistic of every class.
+        index: ``(K,)``, how far each class stands out, in the detector's own scale.
+        threshold: the index above which a class is suspicious.
+        flagged: the suspicious classes.
+        triggers: ``(K, C, H, W)`` in [0, 1], a picture of what was recovered for each class.
+    """
+
+    statistic: str
+    values: Tensor
+    index: Tensor
+    threshold: float
+    flagged: tuple[int, ...]
+    triggers: Tensor | None = None
+
+
 @dataclass
 class DefenderView:
     """Everything a defense may touch, and the counter of what it touched.
@@ -50,6 +71,10 @@ class DefenderView:
         augmentation: the data set's usual augmentation (crop, flip where it is harmless).
         generator: on the CPU; the only source of randomness.
         device: where model and images are.
+        target: the attacker's target class, for oracle defenses that declare ``needs="target"``;
+            None for all others.
+        finding: what a detector saw; the defense sets it, also before it raises
+            :class:`NotDetectedError`.
     """
 
     images: Tensor | None
@@ -58,6 +83,8 @@ class DefenderView:
     augmentation: Augmentation
     generator: torch.Generator
     device: torch.device
+    target: int | None = None
+    finding: Finding | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def require_images(self) -> Tensor:
@@ -83,7 +110,8 @@ class DefenderView:
         self.curve.append({"step": int(step), **{k: float(v) for k, v in values.items()}})
 
 
-DefenseFunction = Callable[..., Classifier]
+# An oracle may return several candidates: the harness keeps the one that does best on test data.
+DefenseFunction = Callable[..., Classifier | list[Classifier]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,8 @@ def defenses(plugins: list[str]) -> Rows:
         {
             "name": name,
             "needs": entry.defense.needs,
-            "origin": entry.origin + (", control" if name in CONTROLS else ""),
+            "origin": entry.origin
+            + (", control" if name in CONTROLS else ", oracle" * entry.defense.oracle),
             "parameters": ", ".join(
                 f"{k}={v}" for k, v in entry.defense.hyper_parameters().items()
             ),

@@ -177,6 +177,7 @@ def _plan_cell(
         budget=budget.token,
         defense_seed=defense_seed,
         needs="nothing" if isinstance(entry, Broken) else entry.defense.needs,
+        oracle=not isinstance(entry, Broken) and entry.defense.oracle,
         origin=entry.origin,
         paper="" if isinstance(entry, Broken) else entry.defense.paper,
     )

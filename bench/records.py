@@ -64,6 +64,7 @@ class Cell:
     budget: str  # "0", "1", "1t", "100", "2500", "20pc", "unlabeled", "ood"
     defense_seed: int
     needs: str = "nothing"  # what the defense declared; "nothing" stands in every budget column
+    oracle: bool = False  # knows or chooses by what no defender has
     origin: str = "built-in"  # "built-in", "entry-point:PACKAGE" or "file:NAME.py"
     paper: str = ""
 

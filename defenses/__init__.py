@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from defenses.base import DefenderView, Defense, NotApplicableError, NotDetectedError, defense
+from defenses.base import (
+    DefenderView,
+    Defense,
+    Finding,
+    NotApplicableError,
+    NotDetectedError,
+    defense,
+)
 from defenses.bcu import bcu
 from defenses.clp import clp
 from defenses.ft import ft
@@ -19,6 +26,7 @@ __all__ = [
     "ALL",
     "DefenderView",
     "Defense",
+    "Finding",
     "NotApplicableError",
     "NotDetectedError",
     "defense",

@@ -57,6 +57,7 @@ class Row:
     origin: str
     paper: str
     control: bool
+    oracle: bool  # knows or chooses by what no defender has: stands after the others
     budget: str  # where it really ran
     figures: dict[str, Estimate]
     cost: CostSummary | None
@@ -173,6 +174,7 @@ def row(outcomes: Sequence[Outcome]) -> Row:
         origin=cell.origin,
         paper=cell.paper,
         control=is_control(cell.defense),
+        oracle=cell.oracle,
         budget=cell.budget,
         figures=_estimates(means) | _estimates(losses),
         cost=_cost(attacked),
@@ -209,9 +211,9 @@ def _cost(settings: Iterable[SettingRow]) -> CostSummary | None:
 
 
 def _order(row: Row) -> tuple[int, float, str]:
-    """By score, descending; rows that failed throughout after them; refusals last."""
+    """By score, descending; then oracles, rows that failed throughout, and refusals."""
     score = row.figures.get("score")
-    kind = 0 if row.ranked else 1 + bool(row.refusal)
+    kind = int(row.oracle) if row.ranked else 2 + bool(row.refusal)
     return kind, -score.mean if score else 0.0, row.defense
 
 

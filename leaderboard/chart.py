@@ -44,7 +44,7 @@ class Point:
     """One defense, in percent."""
 
     name: str
-    control: bool
+    control: bool  # or an oracle: drawn in grey, not to be compared with
     asr: float
     acc: float
     squeezed: bool  # drawn at the lower edge, its accuracy in its label
@@ -69,7 +69,7 @@ def points(board: Board) -> list[Point]:
 def _point(row: Row, best: float) -> Point:
     acc, asr = row.figures["acc"], row.figures["asr"]
     squeezed = acc.mean < SQUEEZE * best
-    return Point(row.defense, row.control, 100 * asr.mean, 100 * acc.mean, squeezed)
+    return Point(row.defense, row.control or row.oracle, 100 * asr.mean, 100 * acc.mean, squeezed)
 
 
 def draw(found: Sequence[Point], theme: Theme) -> str:

@@ -40,7 +40,8 @@ def _legend() -> str:
     return (
         "ACC, ASR and RA in percent; score 0 to 100, higher is better. Mean over settings ± half "
         "of a 95 % t-interval (three settings at least). Sorted by mean score: neighbouring rows "
-        "are not claimed to differ. Failed cells count as the undefended model. Details, seeds "
+        "are not claimed to differ; oracles, which know or choose by what no defender has, stand "
+        "after the others. Failed cells count as the undefended model. Details, seeds "
         "and definitions are in `leaderboard.html`.\n"
     )
 
@@ -67,7 +68,7 @@ def _row(board: Board, row: Row, columns: Sequence[Column]) -> list[str]:
         reason = f"not applicable: {escape(row.refusal)}"
         return [escape(row.defense), *["—"] * (len(columns) + 3), reason]
     same = board.same_as(row)
-    notes = ["control"] * row.control + [f"same as {same}"] * bool(same)
+    notes = ["control"] * row.control + ["oracle"] * row.oracle + [f"same as {same}"] * bool(same)
     return [
         escape(row.defense),
         *(figure(row.figures.get(column.key), column) for column in columns),

@@ -59,6 +59,7 @@ class Ladder:
 
     defense: str
     control: bool
+    oracle: bool
     rows: tuple[tuple[Board, Row | None], ...]
 
 
@@ -110,8 +111,14 @@ def ladders(boards: Sequence[Board]) -> list[Ladder]:
     by_board = [(board, {row.defense: row for row in board.rows}) for board in boards]
     names = [row.defense for row in first.rows]
     names += sorted({name for _, rows in by_board for name in rows} - set(names))
+    oracles = {row.defense for _, rows in by_board for row in rows.values() if row.oracle}
     return [
-        Ladder(name, words.is_control(name), tuple((b, rows.get(name)) for b, rows in by_board))
+        Ladder(
+            name,
+            words.is_control(name),
+            name in oracles,
+            tuple((b, rows.get(name)) for b, rows in by_board),
+        )
         for name in names
     ]
 
@@ -177,9 +184,10 @@ def same_as(board: Board, row: Row) -> str:
 
 def tags(board: Board, row: Row) -> list[str]:
     """What a reader must know about a row before reading its numbers."""
-    labels_from_victim = row.needs == "labels" and board.budget in ("unlabeled", "ood")
+    labels_from_victim = row.needs in ("labels", "target") and board.budget in ("unlabeled", "ood")
     found = {
         "control": row.control,
+        "oracle": row.oracle,
         same_as(board, row): bool(board.same_as(row)),
         "pseudo-labels": labels_from_victim and not row.refusal,
         row.origin: row.origin != "built-in",

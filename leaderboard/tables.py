@@ -111,6 +111,7 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
         "origin": row.origin,
         "paper": row.paper,
         "control": row.control,
+        "oracle": row.oracle,
         "same_as": same_as or None,
         "not_applicable": row.refusal or None,
         "figures": _figures(row.figures),

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bench import harness as harness_module
 from bench.codehash import code_hash
 from bench.config import load_profile
-from bench.harness import Harness, Settings, Watcher
+from bench.harness import Harness, Settings, Watcher, oracle_choice
 from bench.plan import plan_cells, states
-from bench.records import FAILED, read_all
+from bench.records import FAILED, path_of, read, read_all
 from bench.registry import Registry
 from bench.selection import Selection, select
 from zoo.build import judge_of
@@ -152,6 +153,52 @@ def test_not_detected_keeps_the_victim(setup):
     assert record.status == "not-detected"
     assert record.error["message"] == "no class stands out"
     assert record.after == record.before
+
+
+def test_what_a_detector_found_stands_in_the_record_and_beside_it(setup):
+    name = "finds-class-two"
+    record = by_cell(setup.run(name, budgets=("20",)))[name, "20", "badnets"]
+    assert record.status == "not-detected"
+    assert record.finding == {
+        "statistic": "a number",
+        "values": [0.9, 1.0, -2.0],
+        "index": [0.1, 0.0, 3.0],
+        "threshold": 2.0,
+        "flagged": [2],
+    }
+    assert read(path_of(setup.root, record)).finding == record.finding
+    with Image.open(path_of(setup.root, record).with_suffix(".png")) as picture:
+        assert picture.size == (3 * 8 + 2 * 2, 8)
+        assert len(picture.getcolors(1000)) > 100  # noise, not a blank sheet
+
+
+def test_an_oracle_is_told_the_target_and_its_best_candidate_is_kept(setup):
+    found = by_cell(setup.run("peeks", budgets=("0", "20")))
+    record = found["peeks", "20", "badnets"]
+    assert record.cell.oracle
+    assert record.after == record.before  # the other candidate loses more than 10 % accuracy
+    log = next(setup.root.glob(f"records/peeks/*/{record.key}.log"))
+    assert f"target {record.cell.target} labels 20" in log.read_text()
+    assert found["peeks", "0", "badnets"].status == "not-applicable"
+    clean = found["peeks", "20", "none"]
+    assert (clean.status, clean.error["message"]) == (
+        "not-applicable",
+        "needs the target class; there is none",
+    )
+
+
+def candidate(acc, asr):
+    strengths = {"x1": {"asr": asr, "ra": 0, "asr_conditional": asr, "asr_including_target": asr}}
+    return {"acc": acc, "images": 10, "strengths": strengths}
+
+
+def test_the_published_rule_takes_the_lowest_asr_within_ten_percent():
+    before = candidate(0.9, 1.0)
+    untouched, good, wrecked = candidate(0.9, 1.0), candidate(0.82, 0.1), candidate(0.7, 0.0)
+    assert oracle_choice([untouched, good, wrecked], before) is good
+    assert oracle_choice([candidate(0.5, 0.0), wrecked], before) is wrecked
+    twin = {"acc": 0.9, "images": 10, "strengths": {}}
+    assert oracle_choice([{**twin, "acc": 0.8}, twin], twin) is twin
 
 
 def test_what_is_recorded_is_not_run_again(setup):

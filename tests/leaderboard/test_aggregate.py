@@ -268,3 +268,15 @@ def test_controls_are_plain_names() -> None:
 def test_no_negative_zero() -> None:
     assert percent(-0.0001) == "0.0"
     assert percent(-0.011) == "−1.1"
+
+
+def test_an_oracle_stands_after_the_others_however_well_it_does() -> None:
+    perfect = metrics(0.91, 0.0, 0.9)
+    records = [
+        record("ft"),
+        record("peeks", after=perfect, oracle=True),
+        record("dies", status="error"),
+    ]
+    (board,) = boards(outcomes(records, merge([], records)))
+    assert [row.defense for row in board.rows] == ["ft", "peeks", "dies"]
+    assert [row.oracle for row in board.rows] == [False, True, False]

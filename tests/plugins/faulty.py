@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from defenses import NotDetectedError, defense
-from zoo.models import ArchSpec, build_model
+from defenses import Finding, NotDetectedError, defense
+from zoo.models import ArchSpec, build_model, clone
 
 
 @defense("raises", paper="test", needs="nothing")
@@ -54,6 +54,30 @@ def eats_memory(model, view):
     hoard = []
     while True:
         hoard.append(torch.ones(64, 2**20))
+
+
+@defense("finds-class-two", paper="test", needs="images")
+def finds_class_two(model, view):
+    index = torch.tensor([0.1, 0.0, 3.0])
+    pictures = torch.rand(3, 3, 8, 8, generator=view.generator)
+    view.finding = Finding(
+        statistic="a number",
+        values=1 - index,
+        index=index,
+        threshold=2.0,
+        flagged=(2,),
+        triggers=pictures,
+    )
+    raise NotDetectedError("found, but not repaired")
+
+
+@defense("peeks", paper="test", needs="target", oracle=True)
+def peeks(model, view):
+    print(f"target {view.target} labels {len(view.labels)}")
+    broken = clone(model)
+    with torch.no_grad():
+        broken.head.weight.zero_()
+    return [broken, model]
 
 
 @defense("finds-nothing", paper="test", needs="images")

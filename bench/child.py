@@ -208,7 +208,7 @@ def make_view(
     if job["data"] and job["needs"] != "nothing":
         stored = load_file("data.safetensors")
         images = stored["images"].to(device).float().div_(255)
-        if job["needs"] in ("labels", "target"):
+        if job["needs"] in ("labels", "optional", "target"):
             labels, kind = stored.get("labels"), "true"
             if labels is None:
                 labels, kind = predict_logits(model, images).argmax(dim=1), "pseudo"

@@ -27,7 +27,7 @@ from zoo.train import Recipe
 
 State = Literal["fresh", "stale", "missing", "failed"]
 # What this version of the harness can hand to a defense.
-_GRANTED: Final = ("nothing", "images", "labels", "target")
+_GRANTED: Final = ("nothing", "images", "labels", "optional", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ def _why_not(cell: Cell, budget: Budget) -> str:
         return f"needs {needs}, which this protocol does not grant"
     if needs == "target" and cell.target is None:
         return "needs the target class; there is none"
-    if needs != "nothing" and budget.images == 0:
+    if needs not in ("nothing", "optional") and budget.images == 0:
         return f"needs {needs}; this budget has none"
     return ""
 

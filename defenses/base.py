@@ -23,7 +23,10 @@ from torch import Tensor
 from zoo.augment import Augmentation
 from zoo.models import Classifier
 
-Needs = Literal["nothing", "images", "labels", "auxiliary", "poisoned-train", "target"]
+# "optional": labelled images where the budget has any, and the method's own means where it has none.
+Needs = Literal[
+    "nothing", "images", "labels", "optional", "auxiliary", "poisoned-train", "target"
+]
 NEEDS: Final[tuple[Needs, ...]] = get_args(Needs)
 # Budgets below this many images cannot estimate batch statistics: freeze batch normalisation.
 MIN_BATCH_FOR_STATISTICS: Final = 16
@@ -66,7 +69,8 @@ class DefenderView:
 
     Attributes:
         images: ``float32 (N, C, H, W)`` in [0, 1], or None where the budget grants none.
-        labels: ``int64 (N,)``, or None where the defense did not declare that it needs them.
+        labels: ``int64 (N,)``, or None where the defense did not declare that it needs them; never
+            None where a defense with ``needs="optional"`` gets images.
         num_classes: K.
         augmentation: the data set's usual augmentation (crop, flip where it is harmless).
         generator: on the CPU; the only source of randomness.

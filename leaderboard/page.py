@@ -184,7 +184,8 @@ def same_as(board: Board, row: Row) -> str:
 
 def tags(board: Board, row: Row) -> list[str]:
     """What a reader must know about a row before reading its numbers."""
-    labels_from_victim = row.needs in ("labels", "target") and board.budget in ("unlabeled", "ood")
+    labelled = row.needs in ("labels", "optional", "target")
+    labels_from_victim = labelled and board.budget in ("unlabeled", "ood")
     found = {
         "control": row.control,
         "oracle": row.oracle,

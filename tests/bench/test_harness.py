@@ -187,6 +187,18 @@ def test_an_oracle_is_told_the_target_and_its_best_candidate_is_kept(setup):
     )
 
 
+def test_optional_data_are_handed_over_where_there_are_any_and_nothing_else_is_missing(setup):
+    name = "takes-what-there-is"
+    found = by_cell(setup.run(name, budgets=("0", "20", "unlabeled")))
+    assert {key[1] for key in found} == {"0", "20", "unlabeled"}
+    assert {r.status for r in found.values()} == {"ok"}
+    touched = {key[1]: r.data_touched for key, r in found.items()}
+    assert touched["0"]["granted_images"] == 0
+    assert touched["20"]["granted_images"] == 20
+    labels = {budget: ledger["granted_labels"] for budget, ledger in touched.items()}
+    assert labels == {"0": "none", "20": "true", "unlabeled": "pseudo"}
+
+
 def candidate(acc, asr):
     strengths = {"x1": {"asr": asr, "ra": 0, "asr_conditional": asr, "asr_including_target": asr}}
     return {"acc": acc, "images": 10, "strengths": strengths}

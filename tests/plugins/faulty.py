@@ -87,6 +87,12 @@ def finds_nothing(model, view):
     raise NotDetectedError("no class stands out")
 
 
+@defense("takes-what-there-is", paper="test", needs="optional")
+def takes_what_there_is(model, view):
+    assert (view.images is None) == (view.labels is None)
+    return model
+
+
 @defense("works", paper="test", needs="labels")
 def works(model, view, *, lr: float = 0.5):
     images, labels = view.require_labelled()

@@ -23,10 +23,8 @@ from torch import Tensor
 from zoo.augment import Augmentation
 from zoo.models import Classifier
 
-# "optional": labelled images where the budget has any, and the method's own means where it has none.
-Needs = Literal[
-    "nothing", "images", "labels", "optional", "auxiliary", "poisoned-train", "target"
-]
+# "optional": labelled images where the budget has any, its own means where it has none.
+Needs = Literal["nothing", "images", "labels", "optional", "auxiliary", "poisoned-train", "target"]
 NEEDS: Final[tuple[Needs, ...]] = get_args(Needs)
 # Budgets below this many images cannot estimate batch statistics: freeze batch normalisation.
 MIN_BATCH_FOR_STATISTICS: Final = 16

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from defenses.base import MIN_BATCH_FOR_STATISTICS, DefenderView
 from zoo.models import Classifier
-from zoo.train import EpochReport, LossHook, Recipe, train
+from zoo.train import EpochReport, LossHook, Recipe, Schedule, train
 
 CURVE_POINTS: Final = 20  # points of the loss curve to keep; an epoch may be a single step here
 
@@ -30,9 +30,10 @@ def train_on_budget(
     batch_size: int,
     momentum: float,
     weight_decay: float,
+    schedule: Schedule = "cosine",
     loss: LossHook | None = None,
 ) -> None:
-    """SGD with a cosine rate on augmented batches, in place; returns the last iterate.
+    """SGD on augmented batches, in place; leaves the last iterate.
 
     Batch normalisation keeps the victim's statistics where a batch is too small to estimate them.
 
@@ -46,6 +47,7 @@ def train_on_budget(
         batch_size: images per step, at most.
         momentum: of SGD.
         weight_decay: of SGD.
+        schedule: of the rate.
         loss: replaces cross-entropy.
     """
     recipe = Recipe(
@@ -54,7 +56,7 @@ def train_on_budget(
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
-        schedule="cosine",
+        schedule=schedule,
         freeze_bn=too_few_for_statistics(len(images), batch_size),
     )
     logged = 0

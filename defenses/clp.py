@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses._checks import check_positive
-from defenses.base import DefenderView, defense
+from defenses.base import DefenderView, NotApplicableError, defense
 from zoo.models import Classifier
 
 
@@ -63,7 +63,10 @@ def clp(
 ) -> Classifier:
     """Prunes the outliers of every layer, in place; uses no data and no randomness."""
     check_positive(u=u)
-    for layer, (conv, bn) in enumerate(model.conv_bn_pairs()):
+    pairs = model.conv_bn_pairs()
+    if not pairs:
+        raise NotApplicableError("needs batch normalisation; this model has none")
+    for layer, (conv, bn) in enumerate(pairs):
         z = z_scores(channel_lipschitz(conv, bn))
         pruned = z > u
         bn.weight[pruned] = 0.0

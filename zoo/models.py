@@ -2,7 +2,8 @@
 
 Every classifier declares its structure (``stages``, ``conv_bn_pairs``, ``stage_of``, ``head``)
 instead of leaving defenses to guess it from parameter names, where several public implementations
-go wrong.
+go wrong. Every classifier has a twin with group instead of batch normalisation
+(``ArchSpec(norm="group")``), for training that must not mix the images of a batch.
 
 Sources: small_vgg is Table 7 of I-BAU (arXiv:2110.03735); resnet18 is He et al. (arXiv:1512.03385)
 with the 3x3 CIFAR stem and no max-pool; vgg16 is Simonyan & Zisserman (arXiv:1409.1556) with batch
@@ -12,16 +13,20 @@ normalisation and one linear head.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers import ByteDropout, FastELU
+
+Norm = Literal["batch", "group"]
+GROUPS: Final = 8  # of a group normalisation, where they divide its channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,7 @@ class ArchSpec:
     image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, in [0, 1] units
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    norm: Norm = "batch"  # "group" normalises every image on its own
 
     @property
     def label(self) -> str:
@@ -41,8 +47,10 @@ class ArchSpec:
         return self.name if self.width == 1 else f"{self.name}*{self.width:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """JSON form; as before there was a choice of normalisation where it is the usual one."""
+        more = {} if self.norm == "batch" else {"norm": self.norm}
         return {
+            **more,
             "name": self.name,
             "num_classes": self.num_classes,
             "width": self.width,
@@ -62,6 +70,7 @@ class ArchSpec:
             image_shape=(c, h, w),
             mean=tuple(payload["mean"]),
             std=tuple(payload["std"]),
+            norm=payload.get("norm", "batch"),
         )
 
 
@@ -115,7 +124,10 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def conv_bn_pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Every convolution with the batch normalisation that follows it, shallow to deep."""
+        """Every convolution with the batch normalisation that follows it, shallow to deep.
+
+        Empty where the normalisation is another.
+        """
 
     def stage_names(self) -> list[str]:
         """Names that :meth:`stage_of` may return, shallow to deep; the last is ``head``."""
@@ -144,6 +156,17 @@ def _conv(c_in: int, c_out: int, size: int = 3, stride: int = 1, bias: bool = Fa
     return nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=bias)
 
 
+def _normalisation(spec: ArchSpec, channels: int) -> nn.Module:
+    if spec.norm == "group":
+        return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+    return nn.BatchNorm2d(channels)
+
+
+def _inplace(spec: ArchSpec) -> bool:
+    """Whether activations overwrite their input: not where hooks may watch (per-sample gradients)."""
+    return spec.norm == "batch"
+
+
 def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
@@ -159,8 +182,8 @@ class SmallVGG(Classifier):
             c = _scaled(channels, spec.width)
             blocks.append(
                 nn.Sequential(
-                    *(_conv(c_in, c), nn.BatchNorm2d(c), FastELU()),
-                    *(_conv(c, c), nn.BatchNorm2d(c), FastELU()),
+                    *(_conv(c_in, c), _normalisation(spec, c), FastELU()),
+                    *(_conv(c, c), _normalisation(spec, c), FastELU()),
                     *(nn.MaxPool2d(2), ByteDropout(dropout)),
                 )
             )
@@ -181,20 +204,25 @@ class SmallVGG(Classifier):
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (1x1 convolution where the shape changes)."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    def __init__(self, spec: ArchSpec, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(c_in, c_out, 3, stride), nn.BatchNorm2d(c_out)
-        self.conv2, self.bn2 = _conv(c_out, c_out), nn.BatchNorm2d(c_out)
+        self.conv1, self.bn1 = _conv(c_in, c_out, 3, stride), _normalisation(spec, c_out)
+        self.conv2, self.bn2 = _conv(c_out, c_out), _normalisation(spec, c_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(_conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+            self.shortcut = nn.Sequential(
+                _conv(c_in, c_out, 1, stride), _normalisation(spec, c_out)
+            )
+        self._inplace = _inplace(spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=self._inplace)
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=self._inplace)
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        return [(self.conv1, self.bn1), (self.conv2, self.bn2), *_consecutive_pairs(self.shortcut)]
+        declared = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+        batch = [(conv, bn) for conv, bn in declared if isinstance(bn, nn.BatchNorm2d)]
+        return [*batch, *_consecutive_pairs(self.shortcut)]
 
 
 class ResNet18(Classifier):
@@ -204,12 +232,14 @@ class ResNet18(Classifier):
         super().__init__(spec)
         c_in = _scaled(64, spec.width)
         self.stem = nn.Sequential(
-            _conv(spec.image_shape[0], c_in), nn.BatchNorm2d(c_in), nn.ReLU(inplace=True)
+            _conv(spec.image_shape[0], c_in), _normalisation(spec, c_in), nn.ReLU(_inplace(spec))
         )
         layers: list[nn.Module] = []
         for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
             c = _scaled(channels, spec.width)
-            layers.append(nn.Sequential(_BasicBlock(c_in, c, stride), _BasicBlock(c, c, 1)))
+            layers.append(
+                nn.Sequential(_BasicBlock(spec, c_in, c, stride), _BasicBlock(spec, c, c, 1))
+            )
             c_in = c
         self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(c_in, spec.num_classes)
@@ -242,7 +272,7 @@ class VGG16(Classifier):
             c = _scaled(channels, spec.width)
             layers: list[nn.Module] = []
             for _ in range(depth):
-                layers += [_conv(c_in, c), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
+                layers += [_conv(c_in, c), _normalisation(spec, c), nn.ReLU(_inplace(spec))]
                 c_in = c
             blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
         self.blocks = nn.ModuleList(blocks)
@@ -284,12 +314,14 @@ def build_model(spec: ArchSpec, generator: torch.Generator | None = None) -> Cla
             enough when weights are loaded next.
 
     Raises:
-        ValueError: unknown architecture, or a width that leaves no channel.
+        ValueError: unknown architecture or normalisation, or a width that leaves no channel.
     """
     if spec.name not in ARCHITECTURES:
         raise ValueError(
             f"expected an architecture in {', '.join(ARCHITECTURES)}, got {spec.name!r}"
         )
+    if spec.norm not in get_args(Norm):
+        raise ValueError(f"expected norm in {', '.join(get_args(Norm))}, got {spec.norm!r}")
     if not 0 < spec.width <= 8:
         raise ValueError(f"expected 0 < width <= 8, got {spec.width}")
     model = ARCHITECTURES[spec.name](spec)
@@ -311,7 +343,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             bound = module.in_features**-0.5
             module.weight.uniform_(-bound, bound, generator=generator)
             module.bias.zero_()
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from defenses.base import NotApplicableError
 from defenses.clp import channel_lipschitz, clp, largest_z_score, z_scores
 from tests.defenses.conftest import Toy, textures, view_of
 from zoo.models import ArchSpec, Classifier, build_model
@@ -129,3 +130,9 @@ def test_deterministic_and_touches_nothing_else(toy: Toy) -> None:
 def test_errors(toy: Toy, u: float) -> None:
     with pytest.raises(ValueError, match="expected u > 0, got"):
         clp(toy.copy(), view_of(), u=u)
+
+
+def test_a_model_without_batch_normalisation_is_refused() -> None:
+    spec = ArchSpec(name="small_vgg", num_classes=10, width=0.25, norm="group")
+    with pytest.raises(NotApplicableError, match="needs batch normalisation"):
+        clp(build_model(spec), view_of())

@@ -9,14 +9,16 @@ from zoo.layers import ByteDropout, FastELU
 from zoo.models import ARCHITECTURES, ArchSpec, build_model, clone
 
 
-def make(name, width=0.125, classes=7):
+def make(name, width=0.125, classes=7, norm="batch"):
     generator = torch.Generator().manual_seed(0)
-    return build_model(ArchSpec(name=name, num_classes=classes, width=width), generator)
+    spec = ArchSpec(name=name, num_classes=classes, width=width, norm=norm)
+    return build_model(spec, generator)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_adapter_agrees_with_the_forward_pass(name):
-    model, images = make(name), torch.rand(3, 3, 32, 32)
+def test_the_adapter_agrees_with_the_forward_pass(name, norm):
+    model, images = make(name, norm=norm), torch.rand(3, 3, 32, 32)
     maps = model.stages(images)
     features = model.features(images)
     torch.testing.assert_close(model.head(features), model(images))
@@ -27,9 +29,10 @@ def test_the_adapter_agrees_with_the_forward_pass(name):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_weight_belongs_to_one_stage_and_stages_run_shallow_to_deep(name):
-    model = make(name)
+def test_every_weight_belongs_to_one_stage_and_stages_run_shallow_to_deep(name, norm):
+    model = make(name, norm=norm)
     stages = [model.stage_of(n) for n in model.state_dict() if n not in ("mean", "std")]
     order = model.stage_names()
     places = [order.index(stage) for stage in stages]
@@ -58,6 +61,30 @@ def test_pairs_are_all_convolutions_each_with_the_normalisation_that_follows(nam
     input_of = {id(m): into for m, into, _ in seen}
     for conv, bn in pairs:  # the data that a convolution writes is what its partner reads
         assert output_of[id(conv)] == input_of[id(bn)]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_twin_with_group_normalisation_mixes_no_images_and_has_no_other_weights(name):
+    model, batch = make(name, norm="group"), make(name)
+    assert model.conv_bn_pairs() == []
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    assert shapes == {n: p.shape for n, p in batch.named_parameters()}
+    assert dict(model.named_buffers()).keys() == {"mean", "std"}  # no statistics of other images
+    images = torch.rand(4, 3, 32, 32)
+    for m in model.modules():
+        m.train(not isinstance(m, ByteDropout))
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, atol=1e-4, rtol=1e-4)
+    copy = clone(model.eval())
+    assert copy.spec.norm == "group"
+    assert torch.equal(copy(images), model(images))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(32, 8), (12, 4), (7, 1)])
+def test_groups_divide_the_channels(channels, groups):
+    model = make("small_vgg", width=channels / 32, norm="group")
+    assert next(m for m in model.modules() if isinstance(m, nn.GroupNorm)).num_groups == groups
 
 
 def test_sizes_are_the_published_ones():
@@ -90,6 +117,14 @@ def test_spec_survives_json():
     spec = ArchSpec(name="vgg16", num_classes=43, width=0.5, mean=(0.1, 0.2, 0.3))
     assert ArchSpec.from_dict(spec.to_dict()) == spec
     assert spec.label == "vgg16*0.5"
+    group = ArchSpec(name="vgg16", num_classes=43, norm="group")
+    assert ArchSpec.from_dict(group.to_dict()) == group
+
+
+def test_the_json_form_of_the_usual_normalisation_is_as_before_there_was_another():
+    """Stored victims hold it, and hashes are made of it."""
+    spec = ArchSpec(name="vgg16", num_classes=43)
+    assert spec.to_dict().keys() == {"name", "num_classes", "width", "image_shape", "mean", "std"}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +132,7 @@ def test_spec_survives_json():
     [
         (ArchSpec(name="alexnet", num_classes=10), "expected an architecture"),
         (ArchSpec(name="vgg16", num_classes=10, width=0.0), "expected 0 < width"),
+        (ArchSpec(name="vgg16", num_classes=10, norm="layer"), "expected norm in batch, group"),
     ],
 )
 def test_bad_specs_are_refused(spec, message):

@@ -163,7 +163,7 @@ def _normalisation(spec: ArchSpec, channels: int) -> nn.Module:
 
 
 def _inplace(spec: ArchSpec) -> bool:
-    """Whether activations overwrite their input: not where hooks may watch (per-sample gradients)."""
+    """Whether activations overwrite their input; hooks for per-sample gradients forbid it."""
     return spec.norm == "batch"
 
 

@@ -12,14 +12,16 @@ from defenses.base import (
 )
 from defenses.bcu import bcu
 from defenses.clp import clp
+from defenses.fp import fp
 from defenses.ft import ft
 from defenses.ibau import ibau
 from defenses.identity import identity
+from defenses.mcr import mcr
 from defenses.scramble import scramble
 
 ALL: tuple[Defense, ...] = tuple(
     f.defense  # type: ignore[attr-defined]
-    for f in (identity, scramble, ft, clp, ibau, bcu)
+    for f in (identity, scramble, ft, clp, ibau, bcu, fp, mcr)
 )
 
 __all__ = [

@@ -22,6 +22,7 @@ SHORT = {
     "iterations": 3,
     "ascent_steps": 2,
     "round_steps": 2,
+    "endpoint_steps": 2,
     "batch_size": 16,
 }
 CLASSES = 43
@@ -171,8 +172,10 @@ def test_label_free_methods_ignore_labels(entry: Defense, victim: Classifier) ->
 
 @pytest.mark.parametrize("entry", [d for d in RUNNABLE if d.needs == "labels"], ids=name_of)
 def test_labels_matter_where_they_are_asked_for(entry: Defense, victim: Classifier) -> None:
-    images, labels = images_and_labels(20)
-    right, wrong = run(entry, victim, images, labels)[0], run(entry, victim, images, labels + 1)[0]
+    # More than one image per class, in batches of 16: with less, pruning defenses do not train.
+    images, labels = images_and_labels(96)
+    shifted = (labels + 1) % CLASSES
+    right, wrong = run(entry, victim, images, labels)[0], run(entry, victim, images, shifted)[0]
     assert any(
         not torch.equal(a, b) for a, b in zip(right.parameters(), wrong.parameters(), strict=True)
     )

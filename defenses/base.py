@@ -61,6 +61,23 @@ class Finding:
     triggers: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Prior:
+    """A generator of natural-looking images and its critic, trained on out-of-distribution images.
+
+    Both are in eval mode, on the device of the view, and their parameters need no gradient.
+
+    Attributes:
+        generate: latents ``(N, Z)`` to images ``(N, C, H, W)`` in [0, 1]; differentiable.
+        criticise: images to realism ``(N,)``, higher is more real; differentiable.
+        latent_size: Z.
+    """
+
+    generate: Callable[[Tensor], Tensor]
+    criticise: Callable[[Tensor], Tensor]
+    latent_size: int
+
+
 @dataclass
 class DefenderView:
     """Everything a defense may touch, and the counter of what it touched.
@@ -77,6 +94,8 @@ class DefenderView:
             None for all others.
         finding: what a detector saw; the defense sets it, also before it raises
             :class:`NotDetectedError`.
+        prior: the generative prior, for base-set builders that declare ``needs="auxiliary"``; None
+            for all others.
     """
 
     images: Tensor | None
@@ -87,6 +106,7 @@ class DefenderView:
     device: torch.device
     target: int | None = None
     finding: Finding | None = None
+    prior: Prior | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def require_images(self) -> Tensor:
@@ -102,6 +122,12 @@ class DefenderView:
             raise NotApplicableError("needs labels; this budget has none")
         return images, self.labels
 
+    def require_prior(self) -> Prior:
+        """The generative prior; raises :class:`NotApplicableError` where there is none."""
+        if self.prior is None:
+            raise NotApplicableError("needs a generative prior; there is none for this data set")
+        return self.prior
+
     def augment(self, batch: Tensor) -> Tensor:
         """Augments ``(N, C, H, W)`` with parameters of its own for every image."""
         seed = int(torch.randint(2**62, (1,), generator=self.generator).item())
@@ -114,17 +140,17 @@ class DefenderView:
 
 # An oracle may return several candidates: the harness keeps the one that does best on test data.
 DefenseFunction = Callable[..., Classifier | list[Classifier]]
+# (model, view, *, hyper-parameters) to images (N, C, H, W) in [0, 1] and labels (N,)
+BaseSetFunction = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense:
-    """A registered defense: its facts and its function."""
+class Method:
+    """A function with a name and hyper-parameters: its keyword-only parameters."""
 
     name: str
     paper: str
-    needs: Needs
-    run: DefenseFunction
-    oracle: bool = False  # sees something a defender would not have; marked on the board
+    run: Callable[..., Any]
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Names and defaults of the keyword-only parameters, in order of declaration."""
@@ -146,6 +172,24 @@ class Defense:
         return {n: _coerce(f"{self.name}[{n}]", merged[n], defaults[n]) for n in defaults}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Defense(Method):
+    """A registered defense: its facts and its function."""
+
+    needs: Needs
+    run: DefenseFunction
+    oracle: bool = False  # sees something a defender would not have; marked on the board
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSet(Method):
+    """A registered builder of base sets: labelled images where the budget has none, or few."""
+
+    needs: Literal["nothing", "auxiliary"]  # auxiliary: a generative prior
+    run: BaseSetFunction
+    booster: bool = False  # takes clean labelled images where the budget has any
+
+
 def _coerce(owner: str, value: Any, default: Any) -> Any:  # noqa: ANN401 (any JSON scalar)
     """The value in the type of its default: ints pass for floats, nothing else is bent."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -157,6 +201,7 @@ def _coerce(owner: str, value: Any, default: Any) -> Any:  # noqa: ANN401 (any J
 
 
 F = TypeVar("F", bound=DefenseFunction)
+B = TypeVar("B", bound=BaseSetFunction)
 
 
 def defense(name: str, *, paper: str, needs: Needs, oracle: bool = False) -> Callable[[F], F]:
@@ -168,8 +213,7 @@ def defense(name: str, *, paper: str, needs: Needs, oracle: bool = False) -> Cal
         ValueError: a name that is not a lower-case word, an unknown need, or a signature that is
             not ``(model, view, *, keyword=default, ...)``.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"expected a name like 'my-prune' (a-z, 0-9, - and _), got {name!r}")
+    _check_name(name)
     if needs not in NEEDS:
         raise ValueError(f"{name}: expected needs in {', '.join(NEEDS)}, got {needs!r}")
 
@@ -182,7 +226,33 @@ def defense(name: str, *, paper: str, needs: Needs, oracle: bool = False) -> Cal
     return mark
 
 
-def _check_signature(name: str, function: DefenseFunction) -> None:
+def base_set(
+    name: str, *, paper: str, needs: Literal["nothing", "auxiliary"], booster: bool = False
+) -> Callable[[B], B]:
+    """Marks a function as a base-set builder, for use as ``ibau@NAME``; the mark is ``base_set``.
+
+    Raises:
+        ValueError: as for :func:`defense`.
+    """
+    _check_name(name)
+    if needs not in ("nothing", "auxiliary"):
+        raise ValueError(f"{name}: expected needs to be nothing or auxiliary, got {needs!r}")
+
+    def mark(function: B) -> B:
+        _check_signature(name, function)
+        entry = BaseSet(name=name, paper=paper, needs=needs, run=function, booster=booster)
+        function.base_set = entry  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"expected a name like 'my-prune' (a-z, 0-9, - and _), got {name!r}")
+
+
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -20,10 +20,12 @@ from zoo.errors import UserError
 from zoo.files import digest, slug, write_atomic
 from zoo.seeds import generator_of
 from zoo.splits import Split, split_test
+from zoo.store import Stored
 from zoo.tensors import save_tensors
 
 UNLABELLED_IMAGES: Final = 2_500  # of `unlabeled` and `ood`
-Labels = Literal["true", "none"]
+TRAINING_SET: Final = "poisoned-train"  # stands in place of a budget where a defense trains anew
+Labels = Literal["true", "training", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,11 @@ class Budget:
 
     Attributes:
         token: ``0``, ``1``, ``2500``, ``unlabeled``, ``ood``, ...
-        file: safetensors with ``images`` uint8 and, where granted, ``labels``; None for ``0``.
+        file: safetensors with ``images`` uint8 and, where granted, ``labels``; None for ``0``, and
+            for a training set, which the harness makes when a cell needs it.
         sha256: hash of which images, of which set, with which labels.
         images: how many.
-        labels: whether true labels come with them.
+        labels: whether true labels come with them, or those of a training set.
     """
 
     token: str
@@ -124,6 +127,19 @@ def count_of(token: str, num_classes: int) -> int:
     if token.endswith("pc"):
         return int(token[:-2]) * num_classes
     return int(token)
+
+
+def training_budget(victim: Stored) -> Budget:
+    """The training set of a victim (with its poison) or of a twin, in place of a budget."""
+    meta = victim.meta
+    origin = [meta["data_fingerprint"], meta["recipe_hash"], meta.get("trigger_sha256")]
+    return Budget(
+        token=TRAINING_SET,
+        file=None,
+        sha256=digest([TRAINING_SET, *origin]),
+        images=meta["training"]["images"],
+        labels="training",
+    )
 
 
 class Budgets:

@@ -9,6 +9,7 @@ whether what came back is a model at all.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -153,12 +154,13 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
     if not candidates:
         raise InvalidModelError("expected at least one candidate, got an empty list")
-    for number, candidate in enumerate(candidates):
-        save_file(check_model(candidate, spec, view), f"repaired-{number}.safetensors")
+    specs = [spec_of(candidate, spec, job["needs"]) for candidate in candidates]
+    for number, (candidate, own) in enumerate(zip(candidates, specs, strict=True)):
+        save_file(check_model(candidate, own, view), f"repaired-{number}.safetensors")
     return {
         "status": status,
         "error": error,
-        "candidates": len(candidates),
+        "specs": [own.to_dict() for own in specs],  # one for every candidate
         "finding": None if view.finding is None else keep_finding(view.finding),
         "cost": cost,
         "curve": thin(view.curve),
@@ -201,8 +203,9 @@ def make_view(
     """What the defense may see, and the ledger's account of it.
 
     Labels are withheld from a defense that did not declare that it needs them; one that does gets
-    the model's own predictions where the budget has no labels. The target class is in the job only
-    where an oracle declared that it needs it.
+    the model's own predictions where the budget has no labels. One that trains anew gets a training
+    set with the labels that are in it, and is not told whether, where or how it is poisoned. The
+    target class is in the job only where an oracle declared that it needs it.
     """
     images, labels, kind = None, None, "none"
     if job["data"] and job["needs"] != "nothing":
@@ -213,6 +216,8 @@ def make_view(
             if labels is None:
                 labels, kind = predict_logits(model, images).argmax(dim=1), "pseudo"
             labels = labels.to(device)
+        elif job["needs"] == "poisoned-train":
+            labels, kind = stored["labels"].to(device), "training"
     view = LedgerView(
         images=images,
         labels=labels,
@@ -224,6 +229,16 @@ def make_view(
     )
     vars(view).pop("_read", None)
     return view, {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
+
+
+def spec_of(repaired: object, spec: ArchSpec, needs: str) -> ArchSpec:
+    """The architecture that what came back is held against: the victim's.
+
+    A defense that trains anew may choose the normalisation: batch statistics mix images.
+    """
+    if needs == "poisoned-train" and isinstance(repaired, Classifier):
+        return dataclasses.replace(spec, norm=repaired.spec.norm)
+    return spec
 
 
 def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """One cell from plan to record: hand over, run in a child, evaluate here, write.
 
-The child gets the weights and the budget's images and returns weights. It never sees what this
-module holds: the trigger, the target and the evaluation images.
+The child gets the weights and the budget's images (or, where a defense trains anew, the victim's
+training set) and returns weights. It never sees what this module holds: the trigger, the target and
+the evaluation images.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from bench.config import Profile
 from bench.detections import contact_strip
@@ -39,17 +41,19 @@ from bench.records import (
     write,
 )
 from bench.registry import Broken
-from zoo.build import judge_of
+from zoo.build import judge_of, training_set_of
 from zoo.data import Library, facts_of
 from zoo.errors import UserError
-from zoo.evaluate import EvaluationSet, MetricsDict, der, evaluate, score
-from zoo.models import build_model
+from zoo.evaluate import MetricsDict, der, evaluate, score
+from zoo.models import ArchSpec, build_model
 from zoo.store import Stored, load_weights
-from zoo.tensors import read_tensors
+from zoo.tensors import read_tensors, save_tensors
 
 LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
 ORACLE_KEEPS: Final = 0.9  # of the victim's accuracy, in BCU's and BackdoorBench's rule for ANP
-_JUDGES_IN_MEMORY: Final = 2  # evaluation sets; about 60 MB each for CIFAR-10
+# Of CIFAR-10, an evaluation set has about 60 MB, a training set 150.
+_VICTIMS_IN_MEMORY: Final = 2
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +70,23 @@ class Settings:
     fork: bool = hasattr(os, "fork")
 
 
-class Judges:
-    """Evaluation sets by victim: stamped once, shared by all cells of the victim."""
+class PerVictim(Generic[Made]):
+    """Sets by victim: stamped once, shared by all cells of the victim (or twin)."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, make: Callable[[Stored], Made]) -> None:
+        self._make = make
         self._lock = threading.Lock()
-        self._sets: OrderedDict[str, EvaluationSet] = OrderedDict()
+        self._made: OrderedDict[str, Made] = OrderedDict()
 
-    def of(self, victim: Stored) -> EvaluationSet:
-        """The evaluation set of a victim or twin."""
+    def of(self, victim: Stored) -> Made:
+        """The set of a victim or twin; raises what making it raises."""
         with self._lock:
-            if victim.hash not in self._sets:
-                data = self._library.load(victim.meta["dataset"])
-                self._sets[victim.hash] = judge_of(victim, data)
-                while len(self._sets) > _JUDGES_IN_MEMORY:
-                    self._sets.popitem(last=False)
-            self._sets.move_to_end(victim.hash)
-            return self._sets[victim.hash]
+            if victim.hash not in self._made:
+                self._made[victim.hash] = self._make(victim)
+                while len(self._made) > _VICTIMS_IN_MEMORY:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(victim.hash)
+            return self._made[victim.hash]
 
 
 class Harness:
@@ -91,7 +94,9 @@ class Harness:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._judges = Judges(settings.library)
+        library, root = settings.library, settings.root
+        self._judges = PerVictim(lambda v: judge_of(v, library.load(v.meta["dataset"])))
+        self._training_sets = PerVictim(lambda v: training_set_of(v, root, library))
         self._launcher = Launcher("bench.child:run_cell", fork=settings.fork)
 
     def __enter__(self) -> Harness:
@@ -145,8 +150,8 @@ class Harness:
             after: MetricsDict | None = None
             if result["status"] in EVALUATED:
                 candidates = [
-                    self._evaluate(planned, work / f"repaired-{n}.safetensors")
-                    for n in range(result.get("candidates", 1))
+                    self._evaluate(planned, work / f"repaired-{n}.safetensors", spec)
+                    for n, spec in enumerate(map(ArchSpec.from_dict, result["specs"]))
                 ]
                 after = oracle_choice(candidates, cast(MetricsDict, planned.victim.meta["metrics"]))
             tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
@@ -161,6 +166,11 @@ class Harness:
 
     def _run_child(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
         """Runs the defense; once more where the server, not the cell, was lost."""
+        try:
+            data = self._data(planned)
+        except UserError as error:  # of this victim: what it was trained on cannot be made again
+            why = {"type": "UserError", "message": str(error), "traceback": ""}
+            return {"status": "error", "error": why}
         limits = self.settings.profile.limits
         on_gpu = self.settings.device.startswith("cuda")
         for _ in range(2):
@@ -168,8 +178,10 @@ class Harness:
             work.mkdir()
             # Copies, under neutral names: a defense that writes to them harms nobody else.
             shutil.copyfile(planned.victim.weights_path, work / "model.safetensors")
-            if planned.budget.file is not None and planned.cell.needs != "nothing":
-                shutil.copyfile(planned.budget.file, work / "data.safetensors")
+            if isinstance(data, Path):
+                shutil.copyfile(data, work / "data.safetensors")
+            elif data is not None:
+                save_tensors(data, work / "data.safetensors")
             ended = self._launcher.run(
                 self._job(planned),
                 cwd=work,
@@ -181,6 +193,13 @@ class Harness:
                 break
         return read_result(work / "result.json", ended, limits.seconds)
 
+    def _data(self, planned: PlannedCell) -> Path | dict[str, Tensor] | None:
+        """What the defense is given beside the weights: a file, tensors, or nothing."""
+        if planned.cell.needs == "poisoned-train":
+            images, labels = self._training_sets.of(planned.victim)
+            return {"images": images, "labels": labels}
+        return None if planned.cell.needs == "nothing" else planned.budget.file
+
     def _job(self, planned: PlannedCell) -> dict[str, Any]:
         """All that a child is told; the target class only where an oracle asks for it."""
         assert not isinstance(planned.entry, Broken)
@@ -190,7 +209,7 @@ class Harness:
             "reference": planned.entry.reference.to_dict(),
             "params": planned.cell.params,
             "needs": planned.cell.needs,
-            "data": planned.budget.file is not None,
+            "data": planned.budget.images > 0,
             "spec": planned.victim.spec.to_dict(),
             "augmentation": dataclasses.asdict(facts_of(planned.cell.dataset).augmentation),
             "seed": planned.seed,
@@ -198,10 +217,10 @@ class Harness:
             "threads": 1,
         }
 
-    def _evaluate(self, planned: PlannedCell, weights: Path) -> MetricsDict:
+    def _evaluate(self, planned: PlannedCell, weights: Path, spec: ArchSpec) -> MetricsDict:
         """Attacks the repaired model; one thread, so that results do not depend on slots."""
         torch.set_num_threads(1)
-        model = build_model(planned.victim.spec)
+        model = build_model(spec)
         load_weights(model, read_tensors(weights), planned.label)
         return evaluate(model.to(self.settings.device), self._judges.of(planned.victim))
 

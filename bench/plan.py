@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bench.budgets import Budget, Budgets, Manifest
+from bench.budgets import TRAINING_SET, Budget, Budgets, Manifest, training_budget
 from bench.config import Grid, Profile
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
 from bench.registry import Broken, Entry, Registry, format_spec, parse_spec
 from zoo.asset_recipes import Robust
+from zoo.build import no_training_set
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
 from zoo.evaluate import METRIC_VERSION
@@ -27,7 +28,7 @@ from zoo.train import Recipe
 
 State = Literal["fresh", "stale", "missing", "failed"]
 # What this version of the harness can hand to a defense.
-_GRANTED: Final = ("nothing", "images", "labels", "optional", "target")
+_GRANTED: Final = ("nothing", "images", "labels", "optional", "poisoned-train", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,11 @@ def plan_cells(
         manifest = budgets.manifest(data, recipe.seed, grid.ood)
         for name, entry, params in chosen:
             for token in _tokens(profile, entry):
-                budget = budgets.budget(data, manifest, token)
+                budget = (
+                    training_budget(victim)
+                    if token == TRAINING_SET
+                    else budgets.budget(data, manifest, token)
+                )
                 for seed in profile.defense_seeds:
                     cells.append(
                         _plan_cell(name, entry, params, seed, victim, twin, budget, manifest)
@@ -145,9 +150,14 @@ def _defenses(
 
 
 def _tokens(profile: Profile, entry: Entry | Broken) -> list[str]:
-    """A defense that needs nothing runs once, at budget 0, and stands in every column."""
+    """A defense that needs nothing runs once, at budget 0, and stands in every column.
+
+    One that trains anew from the training set runs once, too, and stands on a board of its own.
+    """
     if isinstance(entry, Broken) or entry.defense.needs == "nothing":
         return ["0"]
+    if entry.defense.needs == "poisoned-train":
+        return [TRAINING_SET]
     return profile.budgets
 
 
@@ -207,8 +217,13 @@ def _plan_cell(
         seed=seed_of(
             "defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed
         ),
-        not_applicable=_why_not(cell, budget),
+        not_applicable=_why_not(cell, budget) or _no_set(cell, victim),
     )
+
+
+def _no_set(cell: Cell, victim: Stored) -> str:
+    """Why a defense cannot train anew; empty where it can, or does not want to."""
+    return no_training_set(victim) if cell.needs == "poisoned-train" else ""
 
 
 def _why_not(cell: Cell, budget: Budget) -> str:

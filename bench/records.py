@@ -61,7 +61,7 @@ class Cell:
     twin: str  # hash of the clean twin's weights
     defense: str  # "ibau", or "ibau[mode=repository]": the name of a row on the board
     params: dict[str, Any]  # every hyper-parameter, defaults included
-    budget: str  # "0", "1", "1t", "100", "2500", "20pc", "unlabeled", "ood"
+    budget: str  # "0", "1", "1t", "100", "2500", "20pc", "unlabeled", "ood"; "poisoned-train"
     defense_seed: int
     needs: str = "nothing"  # what the defense declared; "nothing" stands in every budget column
     oracle: bool = False  # knows or chooses by what no defender has

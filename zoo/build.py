@@ -1,7 +1,8 @@
 """From a recipe to a victim: poison, train, store, judge.
 
 :func:`build` trains and stores; :func:`admit` attacks the result and its clean twin on the
-evaluation images and decides whether the victim may be used.
+evaluation images and decides whether the victim may be used. :func:`training_set_of` makes the
+training set of a stored victim again, which is not stored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from zoo.errors import StorageError, UserError
 from zoo.evaluate import EvaluationSet, asr_by_part, attacked_set, clean_set, evaluate
 from zoo.files import write_atomic
 from zoo.models import Classifier, build_model
-from zoo.recipes import VictimRecipe, target_class
+from zoo.recipes import VictimRecipe, make_attack, target_class
 from zoo.seeds import generator_of
 from zoo.splits import split_test, subset
 from zoo.store import Stored, Zoo
@@ -192,6 +193,64 @@ def _poison(recipe: VictimRecipe, data: DataSet, root: Path, device: str) -> _Po
         assets=assets,
         covered=images[poison.cover] if len(poison.cover) else None,
         companion=attack.companion(preparation, assets, torch.device(device)),
+    )
+
+
+def no_training_set(stored: Stored) -> str:
+    """Why a model has no training set that somebody could train from anew; empty where it has."""
+    attack = stored.meta["recipe"]["attack"]
+    if attack is None:
+        return ""
+    if make_attack(attack["name"], attack["params"]).tuning is not None:
+        return "the victim is its clean twin, tuned: it was not trained from a poisoned set"
+    if not stored.meta["poisoned_images"]:
+        return "the victim's poison was made anew in every batch: there is no poisoned set"
+    return ""
+
+
+def training_set_of(stored: Stored, root: Path, library: Library) -> tuple[Tensor, Tensor]:
+    """What a stored model was trained on, as the attacker made it; cover images as at the start.
+
+    Returns:
+        Images ``uint8 (N, C, H, W)``, not augmented, and labels ``int64 (N,)``, in the order of the
+        training.
+
+    Raises:
+        UserError: what the attack needs is not there any more, or what comes out is not what the
+            model was trained on.
+        ValueError: it has none, see :func:`no_training_set`.
+    """
+    if reason := no_training_set(stored):
+        raise ValueError(reason)
+    recipe = VictimRecipe.from_dict(stored.meta["recipe"])
+    data = library.load(recipe.dataset)
+    poisoning = _poison(recipe, data, root, "cpu")
+    if data.fingerprint != stored.meta["data_fingerprint"] or not _is_of(poisoning, stored):
+        raise UserError(
+            f"{recipe.label}: the training set comes out otherwise than when the victim was "
+            "trained: the data or the attack have changed. Delete its folder and build it again"
+        )
+    if (redraw := _redraw_covers(recipe, poisoning)) is not None:
+        redraw(0, poisoning.images)
+    return poisoning.images, poisoning.labels
+
+
+def _is_of(poisoning: _Poisoning, stored: Stored) -> bool:
+    """Whether a training set has the numbers of a stored model's, and its trigger.
+
+    Another processor may compute the trigger with other last bits.
+    """
+    counts = (len(poisoning.images), _count(poisoning.poison))
+    if counts != (stored.meta["training"]["images"], stored.meta["poisoned_images"]):
+        return False
+    assets = poisoning.stored_assets()
+    if assets is None:
+        return True
+    known = stored.attack()[1]
+    return assets.keys() == known.keys() and all(
+        known[k].shape == assets[k].shape
+        and torch.allclose(known[k].double(), assets[k].double(), rtol=1e-4, atol=1e-4)
+        for k in known
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from defenses.anp import anp, anp_oracle
 from defenses.base import (
     DefenderView,
     Defense,
@@ -17,11 +18,12 @@ from defenses.ft import ft
 from defenses.ibau import ibau
 from defenses.identity import identity
 from defenses.mcr import mcr
+from defenses.nad import nad
 from defenses.scramble import scramble
 
 ALL: tuple[Defense, ...] = tuple(
-    f.defense  # type: ignore[attr-defined]
-    for f in (identity, scramble, ft, clp, ibau, bcu, fp, mcr)
+    f.defense  # type: ignore[union-attr]
+    for f in (identity, scramble, ft, clp, ibau, bcu, fp, mcr, nad, anp, anp_oracle)
 )
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Recipes of what victims share: surrogates, and triggers optimised on them.
+"""Recipes of what cells share: surrogates, triggers optimised on them, and generative priors.
 
 A *surrogate* is a clean model of a seed of its own (never a victim, never a clean twin), trained
 plainly or adversarially; a *material* (:class:`attacks.Material`) is what an attacker optimises on
-one.
+one. A *prior* is a generator of images for defenders who have none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any, Final
 
 from attacks import MATERIALS, Material, SurrogateKind
 from zoo.files import digest, slug
+from zoo.prior import PriorSpec
+from zoo.prior_training import PriorSchedule
+from zoo.splits import UNLABELLED_IMAGES
 from zoo.train import Recipe
 
 ASSET_VERSION: Final = 1  # raise it when assets would come out differently on purpose
@@ -131,11 +134,68 @@ class MaterialRecipe:
         )
 
 
-AssetRecipe = SurrogateRecipe | MaterialRecipe
+@dataclass(frozen=True, kw_only=True)
+class PriorRecipe:
+    """One generative prior: a WGAN-GP trained on the images of one `ood` budget, and on no other.
+
+    It sees as much as any other defense at `ood`. One prior serves the victims of all seeds, so for
+    those of other seeds it is as many images of the same set, but another draw.
+    """
+
+    dataset: str  # of the victims
+    ood: str  # the set that it is trained on
+    spec: PriorSpec
+    training: PriorSchedule
+    images: int = UNLABELLED_IMAGES  # at most: what there is where the set is smaller
+    seed: int = 0  # whose `ood` budget it is
+
+    @property
+    def label(self) -> str:
+        """One line that names it to a person."""
+        return f"{self.dataset} prior on {self.ood}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "asset": "prior",
+            "version": ASSET_VERSION,
+            "dataset": self.dataset,
+            "ood": self.ood,
+            "images": self.images,
+            "seed": self.seed,
+            "spec": self.spec.to_dict(),
+            "training": dataclasses.asdict(self.training),
+        }
+
+    def hash(self) -> str:
+        """SHA-256 of :meth:`to_dict`."""
+        return digest(self.to_dict())
+
+    def folder(self) -> str:
+        """Where it lives below ``assets/``."""
+        return f"priors/{slug(self.dataset)}/{slug(self.ood)}/wgan-gp-{self.hash()[:8]}"
+
+    @classmethod
+    def from_dict(cls, payload: dict[str, Any]) -> PriorRecipe:
+        """The inverse of :meth:`to_dict`."""
+        return cls(
+            dataset=payload["dataset"],
+            ood=payload["ood"],
+            spec=PriorSpec.from_dict(payload["spec"]),
+            training=PriorSchedule.from_dict(payload["training"]),
+            images=payload["images"],
+            seed=payload["seed"],
+        )
+
+
+AssetRecipe = SurrogateRecipe | MaterialRecipe | PriorRecipe
+_KINDS: Final[dict[str, type[AssetRecipe]]] = {
+    "surrogate": SurrogateRecipe,
+    "material": MaterialRecipe,
+    "prior": PriorRecipe,
+}
 
 
 def asset_from_dict(payload: dict[str, Any]) -> AssetRecipe:
     """A recipe from its JSON form."""
-    if payload["asset"] == "surrogate":
-        return SurrogateRecipe.from_dict(payload)
-    return MaterialRecipe.from_dict(payload)
+    return _KINDS[payload["asset"]].from_dict(payload)

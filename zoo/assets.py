@@ -1,6 +1,6 @@
 """What victims share, on disk: ``tensors.safetensors`` and, written last, ``asset.json``.
 
-Each surrogate and each material is built once and found again by the hash of its recipe.
+Each surrogate, material and prior is built once and found again by the hash of its recipe.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from zoo.asset_recipes import AssetRecipe, SurrogateRecipe
+from zoo.asset_recipes import AssetRecipe, PriorRecipe, SurrogateRecipe
 from zoo.errors import StorageError, UserError
 from zoo.files import file_digest, write_atomic
 from zoo.models import ArchSpec, Classifier, build_model
+from zoo.prior import PriorNets, load_prior
 from zoo.store import load_weights
 from zoo.tensors import read_tensors, save_tensors
 
@@ -89,3 +90,10 @@ class AssetStore:
         model = build_model(ArchSpec.from_dict(meta["spec"]))
         load_weights(model, tensors, str(self.folder(recipe)))
         return model
+
+    def prior(self, recipe: PriorRecipe) -> PriorNets:
+        """A built prior, in eval mode, on the CPU."""
+        try:
+            return load_prior(recipe.spec, self.tensors(recipe))
+        except RuntimeError as error:
+            raise UserError(f"{self.folder(recipe)}: {error}") from error

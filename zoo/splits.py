@@ -12,6 +12,7 @@ from zoo.seeds import generator_of
 from zoo.sources import ImageSet
 
 POOL_SIZE: Final = 5_000
+UNLABELLED_IMAGES: Final = 2_500  # of the budgets `unlabeled` and `ood`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,19 @@ def split_test(labels: Tensor, dataset: str, seed: int, pool_size: int = POOL_SI
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[chosen] = True
     return Split(pool=mask.nonzero().flatten(), eval=(~mask).nonzero().flatten())
+
+
+def draw_ood(dataset: str, ood: str, size: int, seed: int) -> Tensor:
+    """Which images of an out-of-distribution set the budget `ood` holds: ``int64 (n,)`` rows.
+
+    Args:
+        dataset: of the victims; an axis of the random numbers, as are the next and the last.
+        ood: the out-of-distribution set.
+        size: how many images that set has.
+        seed: the victim's seed.
+    """
+    order = torch.randperm(size, generator=generator_of("ood", dataset, ood, seed))
+    return order[:UNLABELLED_IMAGES]
 
 
 def stratified(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:

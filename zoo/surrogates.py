@@ -1,4 +1,4 @@
-"""Training of surrogates, and optimising materials on them.
+"""Building assets: training of surrogates, optimising materials on them, and priors.
 
 A robust surrogate is trained on the worst images that PGD finds within epsilon (Madry et al.,
 arXiv:1706.06083); with one step that is fast adversarial training (Wong et al., arXiv:2001.03994).
@@ -16,45 +16,63 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attacks import Preparation
-from zoo.asset_recipes import AssetRecipe, MaterialRecipe, Robust, SurrogateRecipe
+from zoo.allocator import keep_freed_memory
+from zoo.asset_recipes import AssetRecipe, MaterialRecipe, PriorRecipe, Robust, SurrogateRecipe
 from zoo.assets import AssetStore
 from zoo.checkpoint import CHECKPOINT, Checkpoint, identity_of
 from zoo.data import DataSet, Library
 from zoo.models import Classifier, build_model
+from zoo.prior_asset import figures_of, fingerprint_of, pool_of, train_prior_asset
+from zoo.recipes import VictimRecipe
 from zoo.seeds import generator_of
 from zoo.splits import subset
+from zoo.store import Zoo
 from zoo.train import LossHook, predict_logits, train
 
 
 def build_asset(
-    recipe: AssetRecipe, root: Path, library: Library, device: str, threads: int
+    recipe: AssetRecipe,
+    root: Path,
+    library: Library,
+    device: str,
+    threads: int,
+    judge: VictimRecipe | None = None,
 ) -> None:
-    """Builds one surrogate or material and stores it under ``root``.
+    """Builds one surrogate, material or prior and stores it under ``root``.
+
+    Args:
+        recipe: what to build.
+        root: where everything is stored.
+        library: the data sets.
+        device: where to train.
+        threads: how many a CPU uses.
+        judge: a clean twin with which a prior is measured, if it is built.
 
     Raises:
         UserError: the data is missing or damaged, a surrogate is not built, or the disk is full.
-        DivergedError: the loss of a surrogate is no longer finite.
+        DivergedError: the loss of a surrogate or the gap of a prior is no longer finite.
     """
     torch.set_num_threads(threads)
     store = AssetStore(root)
     store.folder(recipe).mkdir(parents=True, exist_ok=True)
+    path = store.folder(recipe) / CHECKPOINT
     started = time.perf_counter()
     if isinstance(recipe, SurrogateRecipe):
         data = library.load(recipe.dataset)
-        path = store.folder(recipe) / CHECKPOINT
         tensors, meta = _train_surrogate(recipe, data, path, device, threads)
+    elif isinstance(recipe, PriorRecipe):
+        tensors, meta = _train_prior(recipe, library, path, device, threads, Zoo(root), judge)
     else:
         data = library.load(recipe.surrogate.dataset)
-        tensors, meta = _build_material(recipe, data, store, device), {}
+        tensors, meta = _build_material(recipe, data, store, device)
     meta |= {
-        "data_fingerprint": data.fingerprint,
         "seconds": round(time.perf_counter() - started, 3),
         "device": device,
         "threads": threads,
         "torch": torch.__version__,
     }
     store.save(recipe, tensors, meta)
-    (store.folder(recipe) / CHECKPOINT).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _train_surrogate(
@@ -84,12 +102,36 @@ def _train_surrogate(
     )
     predicted = predict_logits(model, data.test.images).argmax(dim=1).cpu()
     acc = float((predicted == data.test.labels).double().mean())
-    return dict(model.state_dict()), {"spec": spec.to_dict(), "acc": acc}
+    meta = {"spec": spec.to_dict(), "acc": acc, "data_fingerprint": data.fingerprint}
+    return dict(model.state_dict()), meta
+
+
+def _train_prior(
+    recipe: PriorRecipe,
+    library: Library,
+    path: Path,
+    device: str,
+    threads: int,
+    zoo: Zoo,
+    judge: VictimRecipe | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of both networks, and how good they are."""
+    keep_freed_memory()
+    pool = pool_of(recipe, library)
+    nets = train_prior_asset(recipe, pool, path, device, threads)
+    twin = None if judge is None else zoo.find(judge)
+    model = None if twin is None else twin.model().to(device)
+    meta = {
+        "figures": figures_of(nets, pool, recipe, model),
+        "judge": None if twin is None else {"label": twin.meta["label"], "sha256": twin.hash},
+        "data_fingerprint": fingerprint_of(pool),
+    }
+    return nets.tensors(), meta
 
 
 def _build_material(
     recipe: MaterialRecipe, data: DataSet, store: AssetStore, device: str
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model = store.surrogate(recipe.surrogate).to(device).requires_grad_(False)
     axes = (recipe.surrogate.dataset, recipe.surrogate.arch_label, recipe.material.name)
     preparation = Preparation(
@@ -101,7 +143,7 @@ def _build_material(
         generator=generator_of("material", *axes),
         model=model,
     )
-    return recipe.material.build(preparation)
+    return recipe.material.build(preparation), {"data_fingerprint": data.fingerprint}
 
 
 def _generator(purpose: str, recipe: SurrogateRecipe) -> torch.Generator:

@@ -15,7 +15,7 @@ from leaderboard.outcomes import Outcome
 from leaderboard.remarks import remarks, why_not_applicable
 from leaderboard.statistics import Estimate, estimate
 from leaderboard.victims import Setting
-from leaderboard.words import budget_order, is_control, labelled_size
+from leaderboard.words import TRAINING_SET, budget_order, is_control, labelled_size
 
 FIGURES: Final = ("acc", "asr", "ra", "score", "worst_asr", "der", "twin_loss")
 
@@ -91,6 +91,11 @@ class Board:
 
     budget: str
     rows: tuple[Row, ...]
+
+    @property
+    def apart(self) -> bool:
+        """Whether these are no repairs under a budget, and not to be compared with any."""
+        return self.budget == TRAINING_SET
 
     def same_as(self, row: Row) -> str:
         """The budget that a data-free defense really ran at; empty if it ran at this one."""
@@ -218,20 +223,25 @@ def _order(row: Row) -> tuple[int, float, str]:
 
 
 def boards(outcomes: Sequence[Outcome]) -> tuple[Board, ...]:
-    """One board per budget. A defense that needs nothing ran once, and stands on every board."""
+    """One board per budget. A defense that needs nothing ran once, and stands on every board.
+
+    Training anew from the poisoned set has a board of its own, on which nothing else stands.
+    """
     own = {
         budget: {name: row(cells) for name, cells in grouped(group, "defense").items()}
         for budget, group in grouped(outcomes, "budget").items()
     }
     everywhere = {name: r for name, r in own.get("0", {}).items() if r.needs == "nothing"}
-    return tuple(
-        Board(budget=budget, rows=tuple(sorted((everywhere | own[budget]).values(), key=_order)))
-        for budget in sorted(own, key=budget_order)
-    )
+    found = []
+    for budget in sorted(own, key=budget_order):
+        rows = own[budget] if budget == TRAINING_SET else everywhere | own[budget]
+        found.append(Board(budget=budget, rows=tuple(sorted(rows.values(), key=_order))))
+    return tuple(found)
 
 
 def reference_board(found: Sequence[Board]) -> Board | None:
-    """The board of the largest labelled budget; without labelled ones, the first board."""
+    """The board of the largest labelled budget; without labelled ones, the first of a budget."""
+    found = [board for board in found if not board.apart]
     sizes = {board.budget: labelled_size(board.budget) for board in found}
     labelled = [(order, board) for board in found if (order := sizes[board.budget]) is not None]
     if labelled:

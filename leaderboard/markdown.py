@@ -10,7 +10,16 @@ from bench.records import Metrics
 from leaderboard.aggregate import Board, Row
 from leaderboard.statistics import Estimate
 from leaderboard.victims import Victim
-from leaderboard.words import BOARD, Column, budget_words, duration, percent, plural, shorten
+from leaderboard.words import (
+    BOARD,
+    Column,
+    board_title,
+    budget_words,
+    duration,
+    percent,
+    plural,
+    shorten,
+)
 
 EMPTY = "No records yet. `bench run --all` fills this page; `bench leaderboard` draws it again.\n"
 
@@ -59,7 +68,7 @@ def _board(board: Board) -> str:
     ]
     body = [_row(board, row, columns) for row in board.rows]
     align = ["left", *["right"] * (len(columns) + 3), "left"]
-    title = f"## Budget {escape(board.budget)}: {escape(budget_words(board.budget))}\n\n"
+    title = f"## {escape(board_title(board.budget))}: {escape(budget_words(board.budget))}\n\n"
     return title + _table(heads, body, align)
 
 

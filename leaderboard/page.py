@@ -47,6 +47,11 @@ class Page:
         return len({row.defense for board in self.boards for row in board.rows})
 
     @property
+    def budgets(self) -> Sequence[Board]:
+        """The boards of budgets, which can be compared with each other."""
+        return [board for board in self.boards if not board.apart]
+
+    @property
     def settings(self) -> int:
         """The number of different settings, clean twins aside."""
         found = {s.key for board in self.boards for s in board.settings if not s.clean}
@@ -85,7 +90,7 @@ def to_html(page: Page) -> str:
             policy=policy(script, style),
             style=Markup(style),
             script=Markup(script),
-            ladders=ladders(page.boards),
+            ladders=ladders(page.budgets),
             figure=figure(page.boards),
         )
     )
@@ -218,6 +223,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         admission=markdown.admission,
+        board_title=words.board_title,
         brief=brief,
         budget_words=words.budget_words,
         by_strength=markdown.by_strength,

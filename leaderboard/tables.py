@@ -98,6 +98,7 @@ def to_json(
 def _board(board: Board) -> dict[str, Any]:
     return {
         "budget": board.budget,
+        "apart": board.apart,  # trained anew, not repaired: not to be ranked with the others
         "words": budget_words(board.budget),
         "rows": [_row(board, row) for row in board.rows],
     }

@@ -20,16 +20,18 @@ STATUS_WORDS: Final = {
     "import-error": "import error",
     "interrupted": "interrupted",
 }
+TRAINING_SET: Final = "poisoned-train"  # in place of a budget: the victim's own training set
 _NAMED: Final = {
     "0": "no data at all",
     "1": "one labelled image per class",
     "1t": "one labelled image in all",
     "unlabeled": "the images of 2500, without labels",
     "ood": "2,500 unlabelled images from another data set",
+    TRAINING_SET: "the whole training set, its poison included; no clean data",
 }
 # The protocol's own ladder comes first, then sizes per class, then any other size, then no labels.
 _LADDER: Final = ("0", "1", "1t", "100", "2500")
-_LAST: Final = ("unlabeled", "ood")
+_LAST: Final = ("unlabeled", "ood", TRAINING_SET)
 Order = tuple[int, int, str]
 
 
@@ -51,6 +53,11 @@ def budget_words(budget: str) -> str:
     if match := re.fullmatch(r"(\d+)pc", budget):
         return f"{int(match[1]):,} labelled images per class"
     return f"{int(budget):,} labelled images in all" if budget.isdecimal() else budget
+
+
+def board_title(budget: str) -> str:
+    """The heading of a board."""
+    return "Trained from the poisoned set" if budget == TRAINING_SET else f"Budget {budget}"
 
 
 def labelled_size(budget: str) -> Order | None:

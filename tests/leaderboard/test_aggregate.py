@@ -280,3 +280,15 @@ def test_an_oracle_stands_after_the_others_however_well_it_does() -> None:
     (board,) = boards(outcomes(records, merge([], records)))
     assert [row.defense for row in board.rows] == ["ft", "peeks", "dies"]
     assert [row.oracle for row in board.rows] == [False, True, False]
+
+
+def test_training_anew_has_a_board_of_its_own_and_changes_no_other() -> None:
+    others = [record("ft"), record("clp", "0", needs="nothing"), record("ft", "ood")]
+    anew = record("dp", "poisoned-train", needs="poisoned-train")
+    without, found = aggregated(others), aggregated([*others, anew])
+    assert list(found) == ["0", "2500", "ood", "poisoned-train"]
+    assert [row.defense for row in found["poisoned-train"].rows] == ["dp"]
+    assert found.pop("poisoned-train").apart
+    assert found == without
+    assert not any(board.apart for board in found.values())
+    assert reference_board(list(aggregated([anew]).values())) is None

@@ -264,3 +264,27 @@ def test_single_defense_and_flat_figures_still_draw(tmp_path: Path) -> None:
     text = render(tmp_path).html.read_text()
     assert "<small>±0.0</small>" in text
     assert not re.search(r">\s*(±)?(nan|inf)", text)
+
+
+def test_training_anew_stands_apart(tmp_path: Path) -> None:
+    anew = record("dp", "poisoned-train", needs="poisoned-train")
+    store(tmp_path, [record("ft"), anew])
+    done = render(tmp_path)
+    text = done.html.read_text()
+    overview = text[text.index('<section id="overview">') : text.index('<section class="board"')]
+    assert "ft" in overview
+    assert "dp" not in re.sub(r"src(set)?=\"[^\"]*\"", "", overview)
+    title = "Trained from the poisoned set"
+    assert f'<a href="#budget-poisoned-train">{title}</a>' in text
+    assert text.count(f"<h2>{title}") == 1
+    assert f"## {title}: the whole training set" in done.markdown.read_text()
+    flags = {b["budget"]: b["apart"] for b in json.loads(done.json.read_text())["boards"]}
+    assert flags == {"2500": False, "poisoned-train": True}
+
+
+def test_training_anew_alone_makes_a_page_without_an_overview(tmp_path: Path) -> None:
+    store(tmp_path, [record("dp", "poisoned-train", needs="poisoned-train")])
+    text = render(tmp_path).html.read_text()
+    assert 'id="overview"' not in text
+    assert "#overview" not in text
+    assert "Trained from the poisoned set" in text

@@ -129,6 +129,11 @@ def count_of(token: str, num_classes: int) -> int:
     return int(token)
 
 
+def is_labelled(token: str) -> bool:
+    """Whether true labels come with the images of a budget."""
+    return token not in ("0", "unlabeled", "ood")
+
+
 def training_budget(victim: Stored) -> Budget:
     """The training set of a victim (with its poison) or of a twin, in place of a budget."""
     meta = victim.meta
@@ -169,7 +174,7 @@ class Budgets:
         if token == "0":
             return Budget(token=token, file=None, sha256=digest("0"), images=0, labels="none")
         count = count_of(token, data.num_classes)
-        labelled = token not in ("unlabeled", "ood")
+        labelled = is_labelled(token)
         source = manifest.ood_order if token == "ood" else manifest.order
         if labelled and count > len(source):
             raise UserError(

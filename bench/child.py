@@ -211,13 +211,11 @@ def make_view(
     if job["data"] and job["needs"] != "nothing":
         stored = load_file("data.safetensors")
         images = stored["images"].to(device).float().div_(255)
-        if job["needs"] in ("labels", "optional", "target"):
-            labels, kind = stored.get("labels"), "true"
-            if labels is None:
-                labels, kind = predict_logits(model, images).argmax(dim=1), "pseudo"
-            labels = labels.to(device)
-        elif job["needs"] == "poisoned-train":
-            labels, kind = stored["labels"].to(device), "training"
+        kind = labels_for(job["needs"], "labels" in stored)
+        if kind == "pseudo":
+            labels = predict_logits(model, images).argmax(dim=1).to(device)
+        elif kind != "none":
+            labels = stored["labels"].to(device)
     view = LedgerView(
         images=images,
         labels=labels,
@@ -229,6 +227,15 @@ def make_view(
     )
     vars(view).pop("_read", None)
     return view, {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
+
+
+def labels_for(needs: str, labelled: bool) -> str:
+    """Which labels come with a budget's images: ``none``, ``true``, ``pseudo``, ``training``."""
+    if needs == "poisoned-train":
+        return "training"
+    if needs not in ("labels", "optional", "target"):
+        return "none"
+    return "true" if labelled else "pseudo"
 
 
 def spec_of(repaired: object, spec: ArchSpec, needs: str) -> ArchSpec:

@@ -69,6 +69,7 @@ PluginOption = Annotated[
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="let torchvision download missing data sets")
 ]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="run failed cells again")]
 AttackOption = Annotated[list[str] | None, typer.Option("--attack", help="e.g. badnets[size=5]")]
 DefenseOption = Annotated[list[str] | None, typer.Option("--defense", help="e.g. ibau[rounds=3]")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="name or folder:PATH")]
@@ -82,10 +83,20 @@ def list_(
     what: Annotated[ListWhat | None, typer.Argument(help="one kind only")] = None,
     plugin: PluginOption = None,
     json_output: JsonOption = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="the page docs/defenses.md, of built-in defenses")
+    ] = False,
 ) -> None:
     """What is there: attacks, defenses, data sets, models, profiles, budgets."""
     from bench import inspection
 
+    if markdown:
+        if what != ListWhat.DEFENSES or plugin or json_output:
+            raise UserError("expected bench list defenses --markdown, with no other option")
+        from bench.defense_page import page
+
+        print(page(), end="")
+        return
     _leave(inspection.show_list(what.value if what else None, plugin or [], json_output))
 
 
@@ -144,9 +155,7 @@ def run(
     jobs: JobsOption = None,
     device: DeviceOption = None,
     executor: ExecutorOption = "local",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="run failed cells again")
-    ] = False,
+    retry_failed: RetryOption = False,
     download: DownloadOption = False,
     dry_run: DryRunOption = False,
     json_output: JsonOption = False,
@@ -177,6 +186,51 @@ def run(
         everything=everything,
     )
     _work(lambda: verbs.run(request, dry_run, json_output))
+
+
+@app.command()
+def sweep(
+    defense: Annotated[str, typer.Argument(help="e.g. ibau or 'ibau[mode=paper]'")],
+    param: Annotated[str, typer.Option("--param", help="which hyper-parameter, e.g. lr")],
+    values: Annotated[str, typer.Option("--values", help="two or more, e.g. 1e-4,3e-4,1e-3")],
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    budget: BudgetOption = None,
+    seeds: SeedsOption = None,
+    plugin: PluginOption = None,
+    jobs: JobsOption = None,
+    device: DeviceOption = None,
+    executor: ExecutorOption = "local",
+    retry_failed: RetryOption = False,
+    download: DownloadOption = False,
+    dry_run: DryRunOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Run one defense over a range of one hyper-parameter; draw ACC against ASR."""
+    from bench import sweeping, verbs
+
+    request = verbs.Request(
+        profile=chosen_profile(profile, preset),
+        root=root,
+        data=data,
+        attack=attack,
+        dataset=dataset,
+        arch=arch,
+        budget=budget,
+        seeds=seeds,
+        plugin=plugin,
+        jobs=jobs,
+        device=device,
+        executor=executor,
+        download=download,
+        retry_failed=retry_failed,
+    )
+    _work(lambda: sweeping.sweep(request, defense, param, values, dry_run, json_output))
 
 
 @app.command()

@@ -20,9 +20,18 @@ from bench.registry import Registry
 BYTES_PER_RECORD: Final = 4_096  # one file system block; 400 test records took 2.8 kB each
 
 
-def show_plan(settings: Settings, registry: Registry, state: ZooState, json_output: bool) -> int:
+def show_plan(
+    settings: Settings,
+    registry: Registry,
+    state: ZooState,
+    json_output: bool,
+    *,
+    twins: bool = True,
+) -> int:
     """Cells by state and defense, the zoo, and what the rest would take."""
-    cells, missing = plan_cells(settings.profile, registry, settings.root, settings.library)
+    cells, missing = plan_cells(
+        settings.profile, registry, settings.root, settings.library, twins=twins
+    )
     records, problems = read_all(settings.root)
     per_victim = cells_per_victim(settings.profile, registry)
     table: dict[str, Counter[str]] = {}

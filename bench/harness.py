@@ -114,8 +114,16 @@ class Harness:
             if record is None or again:
                 missing.append(planned)
             else:
-                fresh.append(record)
+                fresh.append(self._claimed(record, planned))
         return missing, fresh
+
+    def _claimed(self, record: Record, planned: PlannedCell) -> Record:
+        """The record, put on the board (under its proper name) if only a sweep knew it so far."""
+        if not record.cell.swept or planned.cell.swept:
+            return record
+        record = dataclasses.replace(record, cell=planned.cell)
+        self._write(record, planned)
+        return record
 
     def run(self, cells: Sequence[PlannedCell], watcher: Watcher) -> Iterator[Record]:
         """Runs cells and yields their records as they are written."""
@@ -265,6 +273,12 @@ class Harness:
             started=started,
             ended=now(),
         )
+        self._write(record, planned, log_tail, picture)
+        return record
+
+    def _write(
+        self, record: Record, planned: PlannedCell, log_tail: str = "", picture: bytes = b""
+    ) -> None:
         try:
             write(self.settings.root, record, log_tail, picture)
         except OSError as error:
@@ -272,7 +286,6 @@ class Harness:
                 f"cannot write the record of {planned.label}: {error}. Free some space and run "
                 "again; what is recorded stays"
             ) from error
-        return record
 
 
 class Watcher:

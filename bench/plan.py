@@ -85,9 +85,11 @@ def twins_of(victims: Sequence[tuple[VictimRecipe, Grid]]) -> list[tuple[VictimR
 
 
 def plan_cells(
-    profile: Profile, registry: Registry, root: Path, library: Library
+    profile: Profile, registry: Registry, root: Path, library: Library, *, twins: bool = True
 ) -> tuple[list[PlannedCell], list[VictimRecipe]]:
     """All cells on built and admitted victims and their twins; and the victims not yet built.
+
+    Without ``twins``, no cells on clean twins (which the victims' own cells need nevertheless).
 
     Raises:
         UserError: an unknown defense or hyper-parameter, or missing data.
@@ -98,7 +100,7 @@ def plan_cells(
     cells: list[PlannedCell] = []
     missing: list[VictimRecipe] = []
     sets: dict[str, DataSet] = {}
-    for recipe, grid in [*twins_of(victims), *victims]:
+    for recipe, grid in [*(twins_of(victims) if twins else ()), *victims]:
         victim, twin = zoo.find(recipe), zoo.find(recipe.twin())
         if victim is None or twin is None or victim.meta["metrics"] is None:
             missing.append(recipe)
@@ -154,11 +156,15 @@ def _tokens(profile: Profile, entry: Entry | Broken) -> list[str]:
 
     One that trains anew from the training set runs once, too, and stands on a board of its own.
     """
-    if isinstance(entry, Broken) or entry.defense.needs == "nothing":
-        return ["0"]
-    if entry.defense.needs == "poisoned-train":
+    needs = "nothing" if isinstance(entry, Broken) else entry.defense.needs
+    if needs == "poisoned-train":
         return [TRAINING_SET]
-    return profile.budgets
+    return ["0"] if runs_once(needs) else profile.budgets
+
+
+def runs_once(needs: str) -> bool:
+    """Whether a defense does the same at every budget."""
+    return needs == "nothing"
 
 
 def _plan_cell(
@@ -217,7 +223,7 @@ def _plan_cell(
         seed=seed_of(
             "defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed
         ),
-        not_applicable=_why_not(cell, budget) or _no_set(cell, victim),
+        not_applicable=why_not(cell.needs, budget.images, cell.target) or _no_set(cell, victim),
     )
 
 
@@ -226,14 +232,13 @@ def _no_set(cell: Cell, victim: Stored) -> str:
     return no_training_set(victim) if cell.needs == "poisoned-train" else ""
 
 
-def _why_not(cell: Cell, budget: Budget) -> str:
-    """Why a cell needs no run; empty where it needs one."""
-    needs = cell.needs
+def why_not(needs: str, images: int, target: int | None) -> str:
+    """Why a defense does not apply at a budget of so many images; empty where it does."""
     if needs not in _GRANTED:
         return f"needs {needs}, which this protocol does not grant"
-    if needs == "target" and cell.target is None:
+    if needs == "target" and target is None:
         return "needs the target class; there is none"
-    if needs not in ("nothing", "optional") and budget.images == 0:
+    if needs not in ("nothing", "optional") and images == 0:
         return f"needs {needs}; this budget has none"
     return ""
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 
 from zoo.files import canonical as canonical
 from zoo.files import digest as digest
-from zoo.files import slug
+from zoo.files import slug as slug
 from zoo.files import write_atomic as write_atomic
 
 SCHEMA: Final = 1
@@ -65,6 +65,7 @@ class Cell:
     defense_seed: int
     needs: str = "nothing"  # what the defense declared; "nothing" stands in every budget column
     oracle: bool = False  # knows or chooses by what no defender has
+    swept: bool = False  # made for a sweep only, not asked for by name: stands on no board
     origin: str = "built-in"  # "built-in", "entry-point:PACKAGE" or "file:NAME.py"
     paper: str = ""
 

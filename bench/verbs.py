@@ -21,7 +21,7 @@ from bench.environment import cores, default_device
 from bench.executors import EXECUTORS, Executor
 from bench.forecast import show_plan
 from bench.harness import Harness, Settings
-from bench.plan import plan_cells
+from bench.plan import PlannedCell, plan_cells
 from bench.progress import Progress
 from bench.records import FAILED, Record
 from bench.registry import Registry
@@ -146,7 +146,7 @@ def build(request: Request, dry_run: bool, json_output: bool) -> int:
     if dry_run:
         _show_zoo_plan(state, json_output)
         return OK
-    failures = _build(settings, state)
+    failures = build_missing(settings, state)
     state = zoo_state(settings)
     _show_zoo(state, json_output)
     for failure in failures:
@@ -154,7 +154,8 @@ def build(request: Request, dry_run: bool, json_output: bool) -> int:
     return SOME_FAILED if failures else OK
 
 
-def _build(settings: Settings, state: ZooState) -> list[str]:
+def build_missing(settings: Settings, state: ZooState) -> list[str]:
+    """Builds the rest of the zoo; a message for each victim that could not be built."""
     failures: list[str] = []
     if state.steps:
         check_data(settings)
@@ -170,23 +171,31 @@ def run(request: Request, dry_run: bool, json_output: bool) -> int:
     state = zoo_state(settings)
     if dry_run:
         return show_plan(settings, registry, state, json_output)
-    failures = _build(settings, state)
+    failures = build_missing(settings, state)
     cells, _ = plan_cells(settings.profile, registry, settings.root, settings.library)
     if not cells:
-        print("bench: no cell to run: no victim was admitted, see bench build-zoo", file=sys.stderr)
-        return NOTHING_MATCHED
+        return nothing_to_run()
+    records, ran = run_cells(settings, cells)
+    render(settings.root, json_output)
+    return summary(records, ran, failures)
+
+
+def nothing_to_run() -> int:
+    """Says why there is no cell."""
+    print("bench: no cell to run: no victim was admitted, see bench build-zoo", file=sys.stderr)
+    return NOTHING_MATCHED
+
+
+def run_cells(settings: Settings, cells: Sequence[PlannedCell]) -> tuple[list[Record], int]:
+    """Runs the cells that are not fresh; all their records, and how many were run."""
     with Harness(settings) as harness:
         todo, fresh = harness.todo(cells)
         with Progress("cells", len(todo), settings.jobs) as progress:
-            records = [*fresh, *harness.run(todo, progress)]
-    code = render(settings.root, json_output)
-    _summary(records, len(todo), failures)
-    bad = [r for r in records if r.status in FAILED]
-    return SOME_FAILED if bad or failures else code
+            return [*fresh, *harness.run(todo, progress)], len(todo)
 
 
-def _summary(records: Sequence[Record], ran: int, failures: Sequence[str]) -> None:
-    """What happened, in a few lines on standard error."""
+def summary(records: Sequence[Record], ran: int, failures: Sequence[str]) -> int:
+    """Says what happened, in a few lines on standard error; the exit code."""
     counts = Counter(r.status for r in records)
     text = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     print(f"{ran} cells run, {len(records) - ran} were fresh: {text}", file=sys.stderr)
@@ -199,6 +208,7 @@ def _summary(records: Sequence[Record], ran: int, failures: Sequence[str]) -> No
         print(f"  {record.status}: {cell.defense} @{cell.budget}: {message[0]}", file=sys.stderr)
     if len(bad) > 5:
         print(f"  and {len(bad) - 5} more; the leaderboard lists them", file=sys.stderr)
+    return SOME_FAILED if bad or failures else OK
 
 
 def status(request: Request, json_output: bool) -> int:

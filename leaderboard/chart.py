@@ -159,17 +159,27 @@ def _labels(
     ]
     taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for point, height, (x, y) in zip(found, heights, places, strict=True):
-        for dx, dy in _offsets(len(point.label) * CHARACTER):
-            box = (x + dx, y + dy, x + dx + len(point.label) * CHARACTER, y + dy + LINE)
-            if _inside(box, limits) and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                _write(axes, point, height, (dx, dy), theme)
-                break
+        offset = free_place((x, y), len(point.label) * CHARACTER, limits, taken)
+        if offset is not None:
+            _write(axes, point, height, offset, theme)
 
 
-def _offsets(width: float) -> Iterator[tuple[float, float]]:
+def free_place(
+    point: tuple[float, float], width: float, limits: Box, taken: list[Box], rings: int = 9
+) -> tuple[float, float] | None:
+    """Where a label goes, relative to its point: the nearest free place, which it then takes."""
+    x, y = point
+    for dx, dy in _offsets(width, rings):
+        box = (x + dx, y + dy, x + dx + width, y + dy + LINE)
+        if _inside(box, limits) and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            return dx, dy
+    return None
+
+
+def _offsets(width: float, rings: int) -> Iterator[tuple[float, float]]:
     """Candidate places of a label's lower left corner, relative to its point, nearest first."""
-    for ring in range(9):
+    for ring in range(rings):
         rise = ring * LINE
         for dy in (-LINE / 2 + rise, -LINE / 2 - rise):
             yield 7.0 + 2 * ring, dy

@@ -33,11 +33,14 @@ class Rendered:
 def render(root: Path, current_keys: Set[str] | None = None) -> Rendered:
     """Writes ``root/leaderboard/leaderboard.{html,md,csv,json}``, each atomically.
 
-    With ``current_keys``, records of other keys are stale: left out, and counted.
+    Cells that only a sweep has asked for are left out: a row for every value that somebody tried
+    would bury the methods. With ``current_keys``, records of other keys are stale: left out, and
+    counted.
     """
     stored, record_problems = read_all(root)
     fresh = [r for r in stored if current_keys is None or r.key in current_keys]
-    records, superseded = latest(fresh)
+    asked = [r for r in fresh if not r.cell.swept]
+    records, superseded = latest(asked)
     zoo, zoo_problems = read_zoo(root)
     problems = (*record_problems, *zoo_problems)
     known = merge(zoo, records)
@@ -50,7 +53,7 @@ def render(root: Path, current_keys: Set[str] | None = None) -> Rendered:
         twins=len(known) - len(victims),
         records=len(records),
         problems=problems,
-        omissions=omissions(len(stored) - len(fresh), superseded),
+        omissions=omissions(len(stored) - len(fresh), superseded, len(fresh) - len(asked)),
         environment=environment(records),
     )
     provenance: dict[str, object] = {
@@ -87,11 +90,12 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def omissions(stale: int, superseded: int) -> tuple[str, ...]:
+def omissions(stale: int, superseded: int, swept: int) -> tuple[str, ...]:
     """What was read and left out on purpose, in words."""
     found = (
         (stale, "left out as stale: the code or the data behind it has changed"),
         (superseded, "left out: a later record of the same cell exists"),
+        (swept, "of hyper-parameter sweeps left out: pictured by bench sweep, not ranked"),
     )
     return tuple(f"{plural(number, 'record')} {words}" for number, words in found if number)
 

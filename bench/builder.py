@@ -47,7 +47,8 @@ def _run(job: dict[str, Any]) -> None:
     root = Path(job["root"])
     if "asset" in job["recipe"]:
         asset = asset_from_dict(job["recipe"])
-        build_asset(asset, root, library, job["device"], job["threads"])
+        judge = VictimRecipe.from_dict(job["judge"]) if job["judge"] else None
+        build_asset(asset, root, library, job["device"], job["threads"], judge)
         return
     recipe = VictimRecipe.from_dict(job["recipe"])
     if job["task"] == "build":

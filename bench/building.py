@@ -1,4 +1,4 @@
-"""Building the zoo: surrogates, twins, materials and victims, each in a child process of its own.
+"""Building the zoo: surrogates, twins, priors, materials and victims, each in a child of its own.
 
 Steps are listed so that whatever one needs stands before it. A worker slot takes the next step and
 waits for what another slot is still building; so nobody waits for something that nobody has begun.
@@ -21,7 +21,8 @@ from bench.executors import run_all
 from bench.harness import Settings, Watcher
 from bench.launcher import Exit, Launcher
 from bench.plan import plan_victims, twins_of
-from zoo.asset_recipes import AssetRecipe, MaterialRecipe
+from bench.priors import describe_prior, plan_priors
+from zoo.asset_recipes import AssetRecipe, MaterialRecipe, PriorRecipe
 from zoo.assets import AssetStore
 from zoo.build import check, training_of
 from zoo.checkpoint import CHECKPOINT
@@ -40,6 +41,7 @@ class Step:
     recipe: VictimRecipe | AssetRecipe
     needs: tuple[str, ...] = ()
     trained: bool = False  # a victim that only the gate has not seen; it needs its twin
+    judge: VictimRecipe | None = None  # the clean twin that a prior is measured with
 
     @property
     def work(self) -> str:
@@ -50,6 +52,8 @@ class Step:
             return _epochs(training_of(self.recipe).epochs)
         if isinstance(self.recipe, MaterialRecipe):
             return f"optimised on the {self.recipe.surrogate.kind} surrogate"
+        if isinstance(self.recipe, PriorRecipe):
+            return f"{self.recipe.training.steps} steps of a WGAN-GP"
         return _epochs((self.recipe.robust or self.recipe.training).epochs)
 
 
@@ -120,10 +124,15 @@ def zoo_state(settings: Settings) -> ZooState:
     surrogates = {m.surrogate.hash(): m.surrogate for m in materials.values()}
     first = [Step(recipe=s) for s in surrogates.values() if assets.find(s) is None]
     crafted = [Step(recipe=m, needs=(m.surrogate.hash(),)) for m in materials.values()]
+    priors = [
+        Step(recipe=prior, needs=(twin.hash(),), judge=twin)
+        for prior, twin in plan_priors(settings.profile, victims)
+        if assets.find(prior) is None
+    ]
     # Surrogates begin the longest chains; while they are trained, plain victims fill the slots.
     plain = [step for step in steps if not step.needs]
     waiting = [step for step in steps if step.needs]
-    return ZooState(built=built, steps=[*first, *plain, *crafted, *waiting])
+    return ZooState(built=built, steps=[*first, *plain, *priors, *crafted, *waiting])
 
 
 def _twin_of(recipe: VictimRecipe) -> tuple[str, ...]:
@@ -208,8 +217,7 @@ class _Building:
         try:
             with self._watcher.task(step.recipe.label) as done:
                 message = self._build(step)
-                stored = isinstance(step.recipe, VictimRecipe) and self._zoo.find(step.recipe)
-                done("error" if message else "ok", message or (describe(stored) if stored else ""))
+                done("error" if message else "ok", message or self._outcome(step.recipe))
         except BaseException:
             self._failed.add(name)
             raise
@@ -217,11 +225,21 @@ class _Building:
             self._ended[name].set()
         return f"{step.recipe.label}: {message}" if message else ""
 
+    def _outcome(self, recipe: VictimRecipe | AssetRecipe) -> str:
+        """A few words on what has been built."""
+        if isinstance(recipe, VictimRecipe):
+            stored = self._zoo.find(recipe)
+            return describe(stored) if stored else ""
+        if isinstance(recipe, PriorRecipe):
+            meta = AssetStore(self._settings.root).find(recipe)
+            return describe_prior(meta["figures"]) if meta else ""
+        return ""
+
     def _build(self, step: Step) -> str:
         recipe = step.recipe
         message = self._wait(step.needs)
         if not message and not step.trained:
-            message = self._run("build", recipe)
+            message = self._run("build", recipe, step.judge)
         if message:
             self._failed.add(recipe.hash())
         if message or not isinstance(recipe, VictimRecipe):
@@ -237,7 +255,9 @@ class _Building:
         lost = [s.recipe.label for s in self._steps if s.recipe.hash() in self._failed & set(needs)]
         return f"needs {lost[0]}, which could not be built" if lost else ""
 
-    def _run(self, task: Task, recipe: VictimRecipe | AssetRecipe) -> str:
+    def _run(
+        self, task: Task, recipe: VictimRecipe | AssetRecipe, judge: VictimRecipe | None = None
+    ) -> str:
         """Runs one task in a child; returns an error message or nothing.
 
         Once more where the server, not the child, was lost: a build goes on from its checkpoint.
@@ -246,7 +266,7 @@ class _Building:
         try:
             for _ in range(2):
                 ended = self._launcher.run(
-                    self._job(task, recipe),
+                    self._job(task, recipe, judge),
                     cwd=scratch,
                     log=scratch / "log.txt",
                     seconds=_A_WEEK,
@@ -266,12 +286,15 @@ class _Building:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _job(self, task: Task, recipe: VictimRecipe | AssetRecipe) -> dict[str, Any]:
+    def _job(
+        self, task: Task, recipe: VictimRecipe | AssetRecipe, judge: VictimRecipe | None
+    ) -> dict[str, Any]:
         """All that a child is told."""
         settings, library = self._settings, self._settings.library
         return {
             "task": task,
             "recipe": recipe.to_dict(),
+            "judge": None if judge is None else judge.to_dict(),
             "root": str(settings.root.resolve()),
             "data": str(library.data.resolve()) if library.data else None,
             "cache": str(library.cache.resolve()),

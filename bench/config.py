@@ -44,6 +44,15 @@ class RobustTraining(_Strict):
     epsilon: float = Field(default=8, gt=0)
 
 
+class PriorTraining(_Strict):
+    """How generative priors are made: fields of ``zoo.prior.PriorSpec`` and ``PriorSchedule``."""
+
+    steps: int = Field(default=2000, gt=0)  # of the generator; the critic makes five for each
+    width: float = Field(default=0.25, gt=0, le=8)  # factor on every channel count
+    batch_size: int = Field(default=32, gt=1)
+    lr: float = Field(default=2e-4, gt=0)  # of Adam
+
+
 class Grid(_Strict):
     """One data set on one architecture."""
 
@@ -76,6 +85,7 @@ class Profile(_Strict):
     defenses: list[str] = Field(min_length=1)
     grid: list[Grid] = Field(min_length=1)
     limits: Limits = Limits()
+    prior: PriorTraining = PriorTraining()  # one prior per data set, where a defense needs it
     # Hyper-parameters changed for the whole profile, by defense name: a smaller schedule for CPUs.
     params: dict[str, dict[str, Any]] = {}
 

@@ -1,5 +1,7 @@
 """What the gallery shows: for every attack and target of a profile, its trigger on a few images.
 
+And beside them what the generative priors make, where they are built.
+
 An exhibit shows the trigger of a built victim where there is one. Otherwise the trigger is made as
 the victim's would be, if that needs no training and nothing that is not built; if it does, the
 exhibit says what to run. Training images only: a gallery goes into documents, and nothing of the
@@ -12,23 +14,27 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from attacks import Assets, Attack
 from bench.config import Profile
+from bench.priors import prior_of
 from bench.registry import format_spec
+from zoo.asset_recipes import PriorRecipe
 from zoo.assets import AssetStore
 from zoo.build import check, preparation_of
-from zoo.data import DataSet
+from zoo.data import DataSet, Library
 from zoo.errors import UserError
+from zoo.prior_asset import pool_of
 from zoo.recipes import VictimRecipe, target_class
 from zoo.seeds import generator_of
 from zoo.store import Stored, Zoo
 
 CANDIDATES: Final = 60  # images of a class among which the clearest is shown
+SAMPLES: Final = 4  # generated images next to each real one
 FACTOR: Final = 4  # by which the change of a pixel is amplified
 GREY: Final = 128  # what no change looks like
 
@@ -145,6 +151,47 @@ def _unclear(images: Tensor) -> Tensor:
     x = images.float()
     noise = (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))
     return (x.mean((1, 2, 3)) - 128).abs() + (x.std((1, 2, 3)) - 64).abs() + noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorExhibit:
+    """One generative prior of a data set.
+
+    Attributes:
+        recipe: how it was made.
+        figures: what was measured on it, see :mod:`zoo.prior_asset`.
+        real: ``uint8 (n, 3, H, W)``, some of the images that it was trained on.
+        samples: ``uint8 (n, SAMPLES, 3, H, W)``, what it makes of random z.
+    """
+
+    recipe: PriorRecipe
+    figures: dict[str, Any]
+    real: Tensor
+    samples: Tensor
+
+
+def prior_exhibits(
+    profile: Profile, dataset: str, library: Library, root: Path, *, images: int
+) -> list[PriorExhibit]:
+    """The built priors for the victims of a data set, whether or not the profile needs them.
+
+    Raises:
+        UserError: one is damaged, or its images are missing.
+    """
+    store = AssetStore(root)
+    recipes = [prior_of(profile, grid) for grid in profile.grid if grid.dataset == dataset]
+    found = []
+    for recipe in {recipe.hash(): recipe for recipe in recipes}.values():
+        if (meta := store.find(recipe)) is None:
+            continue
+        draw = generator_of("gallery", "prior", dataset, recipe.ood)
+        samples = store.prior(recipe).sample(images * SAMPLES, draw)
+        samples = (255 * samples).round().byte().unflatten(0, (images, SAMPLES))
+        real = pool_of(recipe, library)[:images]
+        found.append(
+            PriorExhibit(recipe=recipe, figures=meta["figures"], real=real, samples=samples)
+        )
+    return found
 
 
 class _Curator:

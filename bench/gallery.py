@@ -27,8 +27,8 @@ from torch import Tensor
 from bench import sheet
 from bench.cli import OK
 from bench.config import BUILT_IN
-from bench.exhibits import FACTOR, GREY, Exhibit, exhibits
-from bench.placards import LEGEND, Placard, placard, shorten
+from bench.exhibits import FACTOR, GREY, Exhibit, PriorExhibit, exhibits, prior_exhibits
+from bench.placards import LEGEND, Placard, placard, prior_placard, shorten
 from bench.plan import plan_victims
 from bench.verbs import Request, prepare
 from zoo.errors import UserError
@@ -47,6 +47,7 @@ class Room:
     dataset: str
     file: str  # of its sheet
     exhibits: tuple[Exhibit, ...]
+    priors: tuple[PriorExhibit, ...] = ()
 
     @property
     def title(self) -> str:
@@ -56,7 +57,7 @@ class Room:
     @property
     def placards(self) -> list[Placard]:
         """The exhibits with their words."""
-        return [placard(exhibit) for exhibit in self.exhibits]
+        return [*map(placard, self.exhibits), *map(prior_placard, self.priors)]
 
 
 def gallery(request: Request, images: int, json_output: bool) -> int:
@@ -73,7 +74,12 @@ def gallery(request: Request, images: int, json_output: bool) -> int:
         data = settings.library.load(name)  # one at a time in memory
         recipes = [recipe for recipe in planned if recipe.dataset == name]
         found = exhibits(settings.profile, recipes, data, settings.root, images=images, base=base)
-        rooms.append(Room(dataset=name, file=_file_of(name), exhibits=tuple(found)))
+        priors = prior_exhibits(
+            settings.profile, name, settings.library, settings.root, images=images
+        )
+        rooms.append(
+            Room(dataset=name, file=_file_of(name), exhibits=tuple(found), priors=tuple(priors))
+        )
     paths = _write(settings.root / "gallery", settings.profile.name, rooms, images)
     missing = [(room, e) for room in rooms for e in room.exhibits if e.why]
     for room, exhibit in missing:
@@ -125,6 +131,10 @@ def to_json(profile: str, rooms: Sequence[Room]) -> dict[str, Any]:
                 "dataset": room.dataset,
                 "sheet": room.file,
                 "rows": [_row(exhibit) for exhibit in room.exhibits],
+                "priors": [
+                    {"recipe": prior.recipe.to_dict(), "figures": prior.figures}
+                    for prior in room.priors
+                ],
             }
             for room in rooms
         ],

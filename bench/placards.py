@@ -9,7 +9,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from attacks import Attack
-from bench.exhibits import FACTOR, GREY, Exhibit
+from bench.exhibits import FACTOR, GREY, SAMPLES, Exhibit, PriorExhibit
+from bench.priors import describe_prior
 from zoo.recipes import VictimRecipe
 
 CHANGE: Final = f"change ×{FACTOR}"
@@ -40,7 +41,7 @@ class Placard:
     paper: str
     victim: str
     columns: tuple[Column, ...]
-    meant: tuple[str, ...]  # what each image is meant to be taken for
+    meant: tuple[str, ...]  # what each image is meant to be taken for; empty where for nothing
     remarks: tuple[str, ...]
     why: str
     command: str
@@ -48,17 +49,47 @@ class Placard:
 
 def placard(exhibit: Exhibit) -> Placard:
     """The words for one exhibit."""
-    attack = exhibit.attack
+    attack, meant = exhibit.attack, _meant(exhibit)
+    remarks = (*_remarks(exhibit), f"meant: {', '.join(meant)}") if meant else ()
     return Placard(
         title=shorten(attack.label()),
         facts=(attack.kind, rule(attack, exhibit.target), rate(attack, exhibit.target)),
         paper=attack.paper,
         victim=_victim(exhibit),
         columns=_columns(exhibit),
-        meant=_meant(exhibit),
-        remarks=_remarks(exhibit),
+        meant=meant,
+        remarks=remarks,
         why=exhibit.why,
         command=exhibit.command,
+    )
+
+
+def prior_placard(exhibit: PriorExhibit) -> Placard:
+    """The words for one generative prior."""
+    recipe, pool = exhibit.recipe, shorten(exhibit.recipe.ood)
+    made = [
+        Column(
+            heading="G(z)" if n == 0 else "",
+            alt=f"Images that the prior made, {n + 1} of {SAMPLES}",
+            images=exhibit.samples[:, n],
+        )
+        for n in range(SAMPLES)
+    ]
+    real = Column(heading="real", alt=f"Images of {pool}", images=exhibit.real)
+    return Placard(
+        title="generative prior",
+        facts=(
+            "WGAN-GP",
+            describe_prior(exhibit.figures),
+            f"{recipe.training.steps} steps on {exhibit.figures['pool']} images of {pool}",
+        ),
+        paper="arXiv:1704.00028",
+        victim="",
+        columns=(real, *made),
+        meant=("",) * len(exhibit.real),
+        remarks=(),
+        why="",
+        command="",
     )
 
 

@@ -19,11 +19,10 @@ from zoo.data import DataSet, Library, facts_of
 from zoo.errors import UserError
 from zoo.files import digest, slug, write_atomic
 from zoo.seeds import generator_of
-from zoo.splits import Split, split_test
+from zoo.splits import UNLABELLED_IMAGES, Split, draw_ood, split_test
 from zoo.store import Stored
 from zoo.tensors import save_tensors
 
-UNLABELLED_IMAGES: Final = 2_500  # of `unlabeled` and `ood`
 TRAINING_SET: Final = "poisoned-train"  # stands in place of a budget where a defense trains anew
 Labels = Literal["true", "training", "none"]
 
@@ -82,14 +81,13 @@ def draw_manifest(data: DataSet, seed: int, ood: str, ood_size: int) -> Manifest
     """Draws the split and the order of the pool for a data set and a victim's seed."""
     split = split_test(data.test.labels, data.name, seed)
     order = deal(data.test.labels[split.pool], generator_of("budget", data.name, seed))
-    ood_draw = torch.randperm(ood_size, generator=generator_of("ood", data.name, ood, seed))
     return Manifest(
         dataset=data.name,
         seed=seed,
         split=split,
         order=split.pool[order],
         ood=ood,
-        ood_order=ood_draw[:UNLABELLED_IMAGES],
+        ood_order=draw_ood(data.name, ood, ood_size, seed),
         num_classes=data.num_classes,
     )
 

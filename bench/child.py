@@ -3,8 +3,9 @@
 The working directory holds ``model.safetensors`` and perhaps ``data.safetensors``; the job says how
 to build the model and which function to call. The child leaves ``result.json``, where a model came
 back ``repaired-0.safetensors`` (an oracle may leave several), and a detector's pictures in
-``triggers.safetensors``. It imports no attack, no data set and no evaluation; it judges nothing but
-whether what came back is a model at all.
+``triggers.safetensors``; a builder of base sets leaves ``base-set.safetensors``. The child imports
+no attack, no data set and no evaluation; it judges nothing but whether what came back is a model,
+or a base set, at all.
 """
 
 from __future__ import annotations
@@ -28,10 +29,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import defenses  # noqa: F401 (the server imports it once, its children have it)
-from defenses.base import DefenderView, Defense, Finding, NotApplicableError, NotDetectedError
+from defenses.base import (
+    BaseSet,
+    DefenderView,
+    Defense,
+    Finding,
+    NotApplicableError,
+    NotDetectedError,
+    Prior,
+)
 from zoo.allocator import keep_freed_memory
 from zoo.augment import Augmentation
 from zoo.models import ArchSpec, Classifier, build_model
+from zoo.prior import PriorSpec, load_prior
 from zoo.train import DivergedError, predict_logits
 
 CURVE_POINTS: Final = 200  # a record keeps no more
@@ -129,8 +139,22 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     model = build_model(spec)
     model.load_state_dict(load_file("model.safetensors"))
     model.to(device)
-    defense = load_defense(job["reference"])
+    method = load_method(job["reference"])
     view, granted = make_view(job, model, device)
+    if isinstance(method, BaseSet):
+        return _make_base_set(method, job, model, view)
+    return _defend(method, job, model, view, granted)
+
+
+def _defend(
+    defense: Defense,
+    job: dict[str, Any],
+    model: Classifier,
+    view: LedgerView,
+    granted: dict[str, Any],
+) -> dict[str, Any]:
+    """Runs a defense and leaves the repaired model behind."""
+    spec, device = model.spec, view.device
     counter = ImageCounter()
     counter.install()
     started = time.perf_counter()
@@ -141,16 +165,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         status, repaired = "not-detected", build_model(spec)
         repaired.load_state_dict(load_file("model.safetensors"))
         error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    cost = {
-        "seconds": round(seconds, 4),
-        "images_forward": counter.forward,
-        "images_backward": counter.backward,
-        "peak_rss": peak_rss(),
-        "peak_gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
-    }
+    cost = cost_since(started, counter, device)
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
     if not candidates:
         raise InvalidModelError("expected at least one candidate, got an empty list")
@@ -168,6 +183,69 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _make_base_set(
+    builder: BaseSet, job: dict[str, Any], model: Classifier, view: LedgerView
+) -> dict[str, Any]:
+    """Runs a base-set builder and leaves ``base-set.safetensors`` behind, in whole grey levels.
+
+    Raises:
+        InvalidModelError: what it returned is not a set of labelled images.
+    """
+    if job["prior"] is not None:
+        nets = load_prior(PriorSpec.from_dict(job["prior"]), load_file("prior.safetensors"))
+        nets = nets.to(view.device)
+        view.prior = Prior(nets.generator, nets.critic, nets.spec.latent)
+    counter = ImageCounter()
+    counter.install()
+    started = time.perf_counter()
+    made = builder.run(model, view, **job["params"])
+    cost = cost_since(started, counter, view.device)
+    images, labels = check_base_set(made, model.spec)
+    levels = images.cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+    save_file(
+        {"images": levels.contiguous(), "labels": labels.cpu().contiguous()},
+        "base-set.safetensors",
+    )
+    return {"status": "ok", "error": None, "cost": cost, "curve": thin(view.curve)}
+
+
+def check_base_set(made: object, spec: ArchSpec) -> tuple[Tensor, Tensor]:
+    """Images and labels, if that is what a builder returned.
+
+    Raises:
+        InvalidModelError: something else, or images of another shape, or labels out of range.
+        DivergedError: images that are not finite.
+    """
+    if not (isinstance(made, tuple) and len(made) == 2 and all(map(torch.is_tensor, made))):
+        raise InvalidModelError("expected a base set to be (images, labels)")
+    images, labels = made[0].detach(), made[1].detach()
+    if tuple(images.shape[1:]) != spec.image_shape or labels.shape != images.shape[:1]:
+        raise InvalidModelError(
+            f"expected images (N, {', '.join(map(str, spec.image_shape))}) with a label each, got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if not len(labels) or labels.dtype != torch.long or not int(labels.min()) >= 0:
+        raise InvalidModelError("expected at least one image, with labels int64 from 0")
+    if int(labels.max()) >= spec.num_classes:
+        raise InvalidModelError(f"expected labels below {spec.num_classes}")
+    if not images.isfinite().all():
+        raise DivergedError("the images of the base set are not finite")
+    return images, labels
+
+
+def cost_since(started: float, counter: ImageCounter, device: torch.device) -> dict[str, Any]:
+    """What was spent since a moment of ``time.perf_counter``."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return {
+        "seconds": round(time.perf_counter() - started, 4),
+        "images_forward": counter.forward,
+        "images_backward": counter.backward,
+        "peak_rss": peak_rss(),
+        "peak_gpu": torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+    }
+
+
 def _seed_everything(seed: int) -> None:
     """The global generators too, for defenses that use them against the rules."""
     torch.manual_seed(seed)
@@ -175,8 +253,8 @@ def _seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def load_defense(reference: dict[str, str]) -> Defense:
-    """The defense that a reference points to.
+def load_method(reference: dict[str, str]) -> Defense | BaseSet:
+    """The defense or base-set builder that a reference points to.
 
     Raises:
         PluginImportError: its module cannot be imported, or its file has changed since planning.
@@ -191,7 +269,8 @@ def load_defense(reference: dict[str, str]) -> Defense:
             module = load_plugin(path)
         else:
             module = importlib.import_module(reference["module"])
-        marked: Defense = getattr(module, reference["attribute"]).defense
+        function = getattr(module, reference["attribute"])
+        marked: Defense | BaseSet = getattr(function, "defense", None) or function.base_set
     except Exception as error:  # a stranger's code may raise anything
         raise PluginImportError(f"{type(error).__name__}: {error}") from error
     return marked

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.tensors import read_tensors
@@ -33,6 +34,11 @@ def contact_strip(path: Path) -> bytes:
         return b""
     if tiles.shape[1] not in (1, 3) or tiles.numel() > MAX_PIXELS:
         return b""
+    return contact_sheet(tiles)
+
+
+def contact_sheet(tiles: Tensor) -> bytes:
+    """A PNG of images ``uint8 (N, C, H, W)``, ten in a row."""
     k, _, height, width = tiles.shape
     columns = min(COLUMNS, k)
     rows = -(-k // columns)

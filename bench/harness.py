@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import Any, Final, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from bench import base_sets
+from bench.base_sets import BaseSets, PlannedBase
 from bench.config import Profile
 from bench.detections import contact_strip
 from bench.environment import environment, git_state
@@ -40,7 +42,8 @@ from bench.records import (
     metrics_from_dict,
     write,
 )
-from bench.registry import Broken
+from bench.registry import Broken, split_params
+from zoo.assets import AssetStore
 from zoo.build import judge_of, training_set_of
 from zoo.data import Library, facts_of
 from zoo.errors import UserError
@@ -97,6 +100,8 @@ class Harness:
         library, root = settings.library, settings.root
         self._judges = PerVictim(lambda v: judge_of(v, library.load(v.meta["dataset"])))
         self._training_sets = PerVictim(lambda v: training_set_of(v, root, library))
+        self._base_sets, self._assets = BaseSets(root), AssetStore(root)
+        self._base_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._launcher = Launcher("bench.child:run_cell", fork=settings.fork)
 
     def __enter__(self) -> Harness:
@@ -154,7 +159,7 @@ class Harness:
         try:
             work = scratch / "work"
             log = scratch / "log.txt"
-            result = self._run_child(planned, work, log)
+            result = self._run_defense(planned, work, log)
             after: MetricsDict | None = None
             if result["status"] in EVALUATED:
                 candidates = [
@@ -172,13 +177,60 @@ class Harness:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _run_child(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
-        """Runs the defense; once more where the server, not the cell, was lost."""
-        try:
-            data = self._data(planned)
-        except UserError as error:  # of this victim: what it was trained on cannot be made again
-            why = {"type": "UserError", "message": str(error), "traceback": ""}
-            return {"status": "error", "error": why}
+    def _run_defense(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
+        """Runs the defense, on its base set where it has one."""
+        if planned.base is None:
+            try:
+                data = self._data(planned)
+            except UserError as error:  # what the victim was trained on cannot be made again
+                why = {"type": "UserError", "message": str(error), "traceback": ""}
+                return {"status": "error", "error": why}
+            return self._run_child(planned, self._job(planned), data, work, log)
+        meta = self._base_set(planned, planned.base, work, log)
+        if "key" not in meta:
+            return meta  # the account of a builder that failed
+        data = self._base_sets.images(planned.base)
+        result = self._run_child(planned, self._job(planned), data, work, log)
+        touched = {**result.get("data_touched", {}), "base_set": base_sets.summary(meta)}
+        cost = base_sets.together(result.get("cost"), meta["cost"])
+        return {**result, "data_touched": touched, "cost": cost}
+
+    def _base_set(
+        self, planned: PlannedCell, base: PlannedBase, work: Path, log: Path
+    ) -> dict[str, Any]:
+        """The metadata of a base set, made now if need be; else the result of its failed child."""
+        with self._base_locks[base.key]:
+            if (meta := self._base_sets.find(base)) is not None:
+                return meta
+            data = planned.budget.file if base.clean else None
+            result = self._run_child(planned, self._base_job(planned, base), data, work, log)
+            if result["status"] != "ok":
+                error = result["error"]
+                message = f"base set {base.entry.builder.name}: {error['message']}"
+                return {**result, "error": {**error, "message": message}, "cost": None}
+            return self._base_sets.save(base, work / "base-set.safetensors", result)
+
+    def _base_job(self, planned: PlannedCell, base: PlannedBase) -> dict[str, Any]:
+        """What a child is told that makes a base set."""
+        return {
+            **self._job(planned),
+            "reference": base.entry.reference.to_dict(),
+            "params": base.params,
+            "needs": "labels" if base.clean else "nothing",
+            "data": base.clean,
+            "prior": None if base.prior is None else base.prior.spec.to_dict(),
+            "seed": base.seed,
+        }
+
+    def _run_child(
+        self,
+        planned: PlannedCell,
+        job: dict[str, Any],
+        data: Path | dict[str, Tensor] | None,
+        work: Path,
+        log: Path,
+    ) -> dict[str, Any]:
+        """Runs a job in a child; once more where the server, not the cell, was lost."""
         limits = self.settings.profile.limits
         on_gpu = self.settings.device.startswith("cuda")
         for _ in range(2):
@@ -190,8 +242,13 @@ class Harness:
                 shutil.copyfile(data, work / "data.safetensors")
             elif data is not None:
                 save_tensors(data, work / "data.safetensors")
+            if job.get("prior") is not None:
+                assert planned.base is not None
+                assert planned.base.prior is not None
+                prior = self._assets.path_of(planned.base.prior)
+                shutil.copyfile(prior, work / "prior.safetensors")
             ended = self._launcher.run(
-                self._job(planned),
+                job,
                 cwd=work,
                 log=log,
                 seconds=limits.seconds,
@@ -215,9 +272,9 @@ class Harness:
         return {
             **told,
             "reference": planned.entry.reference.to_dict(),
-            "params": planned.cell.params,
-            "needs": planned.cell.needs,
-            "data": planned.budget.images > 0,
+            "params": split_params(planned.cell.params)[0],
+            "needs": planned.entry.defense.needs,
+            "data": planned.base is not None or planned.budget.images > 0,
             "spec": planned.victim.spec.to_dict(),
             "augmentation": dataclasses.asdict(facts_of(planned.cell.dataset).augmentation),
             "seed": planned.seed,

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from bench.base_sets import SCHEMA as BASE_SET_SCHEMA
+from bench.base_sets import PlannedBase, refusal
 from bench.budgets import TRAINING_SET, Budget, Budgets, Manifest, training_budget
 from bench.config import Grid, Profile
+from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
-from bench.registry import Broken, Entry, Registry, format_spec, parse_spec
-from zoo.asset_recipes import Robust
+from bench.registry import Broken, Entry, Registry, parse_spec, split_params
+from zoo.asset_recipes import PriorRecipe, Robust
+from zoo.assets import AssetStore
 from zoo.build import no_training_set
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
@@ -44,6 +48,7 @@ class PlannedCell:
     entry: Entry | Broken
     seed: int  # of the defense's random numbers
     not_applicable: str = ""  # why it needs no run
+    base: PlannedBase | None = None  # what the defense is given in place of the budget
 
     @property
     def label(self) -> str:
@@ -94,7 +99,7 @@ def plan_cells(
     Raises:
         UserError: an unknown defense or hyper-parameter, or missing data.
     """
-    zoo, budgets = Zoo(root), Budgets(root, library)
+    zoo, budgets, assets = Zoo(root), Budgets(root, library), AssetStore(root)
     chosen = _defenses(profile, registry)
     victims = plan_victims(profile)
     cells: list[PlannedCell] = []
@@ -109,7 +114,7 @@ def plan_cells(
             continue
         if recipe.dataset not in sets:
             sets = {recipe.dataset: library.load(recipe.dataset)}  # one at a time in memory
-        data = sets[recipe.dataset]
+        data, prior = sets[recipe.dataset], prior_of(profile, grid)
         manifest = budgets.manifest(data, recipe.seed, grid.ood)
         for name, entry, params in chosen:
             for token in _tokens(profile, entry):
@@ -119,8 +124,9 @@ def plan_cells(
                     else budgets.budget(data, manifest, token)
                 )
                 for seed in profile.defense_seeds:
+                    base = _plan_base(entry, params, seed, victim, budget, prior, assets)
                     cells.append(
-                        _plan_cell(name, entry, params, seed, victim, twin, budget, manifest)
+                        _plan_cell(name, entry, params, seed, victim, twin, budget, manifest, base)
                     )
     return cells, missing
 
@@ -141,12 +147,11 @@ def _defenses(
     chosen: list[tuple[str, Entry | Broken, dict[str, Any]]] = []
     for text in profile.defenses:
         entry, overrides = registry.parse(text)
-        base = entry.defense.name
         try:
-            params = entry.defense.resolve({**profile.params.get(base, {}), **overrides})
+            params = entry.resolve(overrides, profile.params)
         except ValueError as error:
             raise UserError(f"profile {profile.name}: {error}") from error
-        chosen.append((format_spec(base, overrides), entry, params))
+        chosen.append((entry.label(overrides), entry, params))
     chosen.extend((name, broken, {}) for name, broken in registry.broken.items())
     return chosen
 
@@ -156,9 +161,12 @@ def _tokens(profile: Profile, entry: Entry | Broken) -> list[str]:
 
     One that trains anew from the training set runs once, too, and stands on a board of its own.
     """
-    needs = "nothing" if isinstance(entry, Broken) else entry.defense.needs
+    needs = "nothing" if isinstance(entry, Broken) else entry.needs
     if needs == "poisoned-train":
         return [TRAINING_SET]
+    if not isinstance(entry, Broken) and entry.base is not None and needs == "optional":
+        # A base set takes clean images of known classes, or none.
+        return [token for token in profile.budgets if token not in ("unlabeled", "ood")]
     return ["0"] if runs_once(needs) else profile.budgets
 
 
@@ -176,6 +184,7 @@ def _plan_cell(
     twin: Stored,
     budget: Budget,
     manifest: Manifest,
+    base: PlannedBase | None,
 ) -> PlannedCell:
     meta = victim.meta
     broken = isinstance(entry, Broken)
@@ -192,7 +201,7 @@ def _plan_cell(
         params=params,
         budget=budget.token,
         defense_seed=defense_seed,
-        needs="nothing" if isinstance(entry, Broken) else entry.defense.needs,
+        needs="nothing" if isinstance(entry, Broken) else entry.needs,
         oracle=not isinstance(entry, Broken) and entry.defense.oracle,
         origin=entry.origin,
         paper="" if isinstance(entry, Broken) else entry.defense.paper,
@@ -210,6 +219,7 @@ def _plan_cell(
         "split": manifest.split_sha256(),
         "budget": budget.sha256,
         "seed": defense_seed,
+        **({} if base is None else {"base": base.inputs}),
     }
     return PlannedCell(
         cell=cell,
@@ -223,7 +233,49 @@ def _plan_cell(
         seed=seed_of(
             "defense", cell.dataset, cell.arch, cell.victim_seed, budget.token, defense_seed
         ),
-        not_applicable=why_not(cell.needs, budget.images, cell.target) or _no_set(cell, victim),
+        not_applicable=why_not(cell.needs, budget.images, cell.target)
+        or _no_set(cell, victim)
+        or refusal(base),
+        base=base,
+    )
+
+
+def _plan_base(
+    entry: Entry | Broken,
+    params: dict[str, Any],
+    defense_seed: int,
+    victim: Stored,
+    budget: Budget,
+    prior: PriorRecipe,
+    assets: AssetStore,
+) -> PlannedBase | None:
+    """The base set of a cell, None where its defense is on none."""
+    if isinstance(entry, Broken) or entry.base is None:
+        return None
+    builder = entry.base.builder
+    clean = builder.booster and budget.images > 0
+    own = prior if builder.needs == "auxiliary" else None
+    built = None if own is None else assets.find(own)
+    own_params = split_params(params)[1]
+    inputs = {
+        "schema": BASE_SET_SCHEMA,
+        "builder": builder.name,
+        "code": entry.base.code_sha256,
+        "params": own_params,
+        "victim": victim.hash,
+        "prior": None if built is None else built["tensors_sha256"],
+        "budget": budget.sha256 if clean else None,
+        "seed": defense_seed,
+    }
+    meta = victim.meta
+    return PlannedBase(
+        entry=entry.base,
+        params=own_params,
+        inputs=inputs,
+        key=digest(inputs),
+        prior=own,
+        clean=clean,
+        seed=seed_of("base-set", meta["dataset"], meta["arch"], meta["seed"], defense_seed),
     )
 
 

@@ -1,4 +1,4 @@
-"""Defenses by name: built in, from installed packages, and from loose files.
+"""Defenses and base-set builders by name: built in, from installed packages, and from loose files.
 
 Workers get references (a module, or a file with its hash), never objects. A name that two origins
 claim is an error; a plugin that cannot be imported becomes a row on the board, never a silence.
@@ -6,17 +6,18 @@ claim is an error; a plugin that cannot be imported becomes a row on the board, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench.codehash import code_hash
 from bench.plugins import load_file
-from defenses import ALL, Defense
+from defenses import ALL, BASE_SETS, BaseSet, Defense
 from zoo.errors import UserError
 from zoo.files import digest
 
@@ -40,13 +41,62 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseEntry:
+    """A registered base-set builder, with where it came from."""
+
+    builder: BaseSet
+    origin: str
+    reference: Reference
+    code_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A registered defense, with where it came from."""
+    """A registered defense, with where it came from; perhaps on a base set, as in ``ibau@fred``.
+
+    The hyper-parameters of the base set are among the defense's as ``fred.steps``.
+    """
 
     defense: Defense
     origin: str  # "built-in", "entry-point:PACKAGE" or "file:NAME.py"
     reference: Reference
     code_sha256: str
+    base: BaseEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """``ibau`` or ``ibau@fred``."""
+        return self.label({})
+
+    @property
+    def needs(self) -> str:
+        """What a budget must have: on a base set nothing, and what there is may be used."""
+        if self.base is None:
+            return self.defense.needs
+        return "optional" if self.base.builder.booster else "nothing"
+
+    def label(self, overrides: dict[str, Any]) -> str:
+        """``ibau[rounds=3]@fred[steps=50]``: what :meth:`Registry.parse` takes apart."""
+        own, base = split_params(overrides)
+        text = format_spec(self.defense.name, own)
+        return text if self.base is None else f"{text}@{format_spec(self.base.builder.name, base)}"
+
+    def resolve(
+        self, overrides: dict[str, Any], profile: dict[str, dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """All hyper-parameters: the user's, else the profile's, else the defaults.
+
+        Raises:
+            ValueError: an unknown name, or a value of another type.
+        """
+        own, base = split_params(overrides)
+        given = profile or {}
+        params = self.defense.resolve({**given.get(self.defense.name, {}), **own})
+        if self.base is None:
+            return params
+        builder = self.base.builder
+        found = builder.resolve({**given.get(builder.name, {}), **base})
+        return params | {f"{builder.name}.{key}": value for key, value in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +115,12 @@ class Registry:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self.bases: dict[str, BaseEntry] = {}
         self.broken: dict[str, Broken] = {}
         for built_in in ALL:
             self._add(built_in, "built-in", _module_reference(built_in))
+        for builder in BASE_SETS:
+            self._add_base(builder, "built-in", _module_reference(builder))
 
     def add_entry_points(self) -> None:
         """Adds the defenses of installed packages (group ``unbackdoor.defenses``)."""
@@ -98,32 +151,38 @@ class Registry:
         found = [
             (name, value)
             for name, value in vars(module).items()
-            if isinstance(getattr(value, "defense", None), Defense)
+            if isinstance(_mark_of(value), Defense | BaseSet)
             and getattr(value, "__module__", "") == module.__name__
         ]
         if not found:
             raise UserError(
-                f"--plugin {path}: expected at least one function marked with @defense(...), got "
-                "none. See docs/contributing.md for a working example"
+                f"--plugin {path}: expected at least one function marked with @defense(...) or "
+                "@base_set(...), got none. See docs/contributing.md for a working example"
             )
         for attribute, function in found:
             reference = Reference(attribute=attribute, file=str(path.resolve()), file_sha256=sha)
-            self._add(function.defense, origin, reference)
+            self._add_mark(_mark_of(function), origin, reference)
 
     def parse(self, text: str) -> tuple[Entry, dict[str, Any]]:
-        """``ibau[rounds=3]`` to an entry and its overridden hyper-parameters.
+        """``ibau[rounds=3]@fred[steps=50]`` to an entry and its overridden hyper-parameters.
 
         Raises:
-            UserError: an unknown defense or hyper-parameter, with what is known.
+            UserError: an unknown defense, base set or hyper-parameter, with what is known; a base
+                set for a defense that takes no images.
         """
-        name, overrides = parse_spec(text)
-        if name not in self.entries:
-            close = get_close_matches(name, self.entries, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"unknown defense {name!r}.{hint} Known: {', '.join(self.entries)}")
-        entry = self.entries[name]
+        own, base = split_base(text)
+        name, overrides = parse_spec(own)
+        entry = _known("defense", name, self.entries)
+        if base:
+            builder, more = parse_spec(base)
+            if entry.defense.needs not in ("images", "labels", "optional"):
+                raise UserError(
+                    f"{name} takes no images, so it cannot be run on a base set: {text!r}"
+                )
+            entry = dataclasses.replace(entry, base=_known("base set", builder, self.bases))
+            overrides = overrides | {f"{builder}.{key}": value for key, value in more.items()}
         try:
-            entry.defense.resolve(overrides)
+            entry.resolve(overrides)
         except ValueError as error:
             raise UserError(str(error)) from error
         return entry, overrides
@@ -135,12 +194,31 @@ class Registry:
     def _add_marked(
         self, loaded: object, origin: str, reference: Reference, point_name: str
     ) -> None:
-        marked = getattr(loaded, "defense", None)
-        if isinstance(marked, Defense):
-            self._add(marked, origin, reference)
+        marked = _mark_of(loaded)
+        if isinstance(marked, Defense | BaseSet):
+            self._add_mark(marked, origin, reference)
         else:
             error = TypeError("it is not a function marked with @defense(...)")
             self._add_broken(point_name, origin, error, digest(point_name))
+
+    def _add_mark(self, mark: Defense | BaseSet, origin: str, reference: Reference) -> None:
+        if isinstance(mark, BaseSet):
+            self._add_base(mark, origin, reference)
+        else:
+            self._add(mark, origin, reference)
+
+    def _add_base(self, builder: BaseSet, origin: str, reference: Reference) -> None:
+        if (taken := self.bases.get(builder.name)) is not None:
+            raise UserError(
+                f"two base sets are called {builder.name!r}: one from {taken.origin}, one from "
+                f"{origin}. Rename one of them"
+            )
+        self.bases[builder.name] = BaseEntry(
+            builder=builder,
+            origin=origin,
+            reference=reference,
+            code_sha256=code_hash(_source_of(builder)),
+        )
 
     def _add(self, defense: Defense, origin: str, reference: Reference) -> None:
         if (taken := self.entries.get(defense.name)) is not None:
@@ -163,6 +241,39 @@ class Registry:
             message=str(error),
             code_sha256=sha,
         )
+
+
+Registered = TypeVar("Registered", Entry, BaseEntry)
+
+
+def _known(kind: str, name: str, found: dict[str, Registered]) -> Registered:
+    if name in found:
+        return found[name]
+    close = get_close_matches(name, found, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(found)}")
+
+
+def _mark_of(function: object) -> Any:  # noqa: ANN401 (a stranger's object)
+    """The mark that a decorator of :mod:`defenses` has left, None where there is none."""
+    return getattr(function, "defense", None) or getattr(function, "base_set", None)
+
+
+def split_base(text: str) -> tuple[str, str]:
+    """``ibau[a=1]@fred[b=2]`` to the texts before and after the @; the second may be empty."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "[") - (letter == "]")
+        if letter == "@" and not depth:
+            return text[:place], text[place + 1 :]
+    return text, ""
+
+
+def split_params(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hyper-parameters of the defense, and those of its base set without their prefix."""
+    own = {key: value for key, value in params.items() if "." not in key}
+    base = {key.partition(".")[2]: value for key, value in params.items() if "." in key}
+    return own, base
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
@@ -200,7 +311,7 @@ def _scalar(text: str) -> Any:  # noqa: ANN401 (a JSON scalar)
     return text
 
 
-def _module_reference(defense: Defense) -> Reference:
+def _module_reference(defense: Defense | BaseSet) -> Reference:
     return Reference(module=defense.run.__module__, attribute=defense.run.__name__)
 
 
@@ -208,5 +319,5 @@ def _entry_point_reference(point: EntryPoint) -> Reference:
     return Reference(module=point.module, attribute=point.attr)
 
 
-def _source_of(defense: Defense) -> Path:
+def _source_of(defense: Defense | BaseSet) -> Path:
     return Path(defense.run.__code__.co_filename)

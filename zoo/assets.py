@@ -67,6 +67,10 @@ class AssetStore:
         except OSError as error:
             raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
 
+    def path_of(self, recipe: AssetRecipe) -> Path:
+        """Where its tensors lie."""
+        return self.folder(recipe) / _TENSORS
+
     def tensors(self, recipe: AssetRecipe) -> dict[str, Tensor]:
         """The tensors of a built asset.
 
@@ -76,7 +80,7 @@ class AssetStore:
         meta = self.find(recipe)
         if meta is None:
             raise UserError(f"{recipe.label}: not built yet; run: bench build-zoo")
-        path = self.folder(recipe) / _TENSORS
+        path = self.path_of(recipe)
         tensors = read_tensors(path)
         if file_digest(path) != meta["tensors_sha256"]:
             raise UserError(f"{path} is not what asset.json says. Delete the folder, build again")

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from defenses import Finding, NotDetectedError, defense
+from defenses import Finding, NotDetectedError, base_set, defense
 from zoo.models import ArchSpec, build_model, clone
 
 
@@ -99,3 +99,25 @@ def works(model, view, *, lr: float = 0.5):
     view.log(step=1, images=len(images), lr=lr)
     print("hello from", len(labels), "images")
     return model
+
+
+@base_set("grey", paper="test", needs="nothing", booster=True)
+def grey(model, view, *, per_class: int = 2):
+    print(f"makes {per_class} per class")
+    labels = torch.arange(view.num_classes).repeat_interleave(per_class)
+    images = torch.rand(len(labels), *model.spec.image_shape, generator=view.generator)
+    view.log(0, reached=0.5)
+    if view.images is not None:
+        return torch.cat([images, view.images]), torch.cat([labels, view.labels])
+    return images, labels
+
+
+@base_set("wrong-labels", paper="test", needs="nothing")
+def wrong_labels(model, view):
+    return torch.zeros(2, *model.spec.image_shape), torch.tensor([0, 99])
+
+
+@base_set("sees-a-prior", paper="test", needs="auxiliary")
+def sees_a_prior(model, view):
+    view.require_prior()
+    raise AssertionError("there is none in these tests")

@@ -1,0 +1,141 @@
+"""Base sets: what a builder makes for one victim, made once and shared by the cells that use it.
+
+``assets/base-sets/<builder>/<key[:2]>/<key>/`` holds the images and labels, what they cost and a
+picture of them; ``base-set.json`` is written last. The key is the hash of all inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from bench.detections import COLUMNS, contact_sheet
+from bench.registry import BaseEntry
+from zoo.asset_recipes import PriorRecipe
+from zoo.errors import StorageError
+from zoo.files import file_digest, write_atomic
+from zoo.tensors import read_tensors, save_tensors
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedBase:
+    """One base set that can be made."""
+
+    entry: BaseEntry
+    params: dict[str, Any]
+    inputs: dict[str, Any]
+    key: str  # the hash of the inputs
+    prior: PriorRecipe | None  # what its generator and critic are, where the builder needs one
+    clean: bool  # whether it takes the clean images of the budget
+    seed: int  # of the builder's random numbers
+
+
+class BaseSets:
+    """All base sets below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "assets" / "base-sets"
+
+    def folder(self, base: PlannedBase) -> Path:
+        """Where a base set lives, made or not."""
+        return self._path / base.entry.builder.name / base.key[:2] / base.key
+
+    def find(self, base: PlannedBase) -> dict[str, Any] | None:
+        """The metadata of a base set, None where it is not made yet or its files do not fit."""
+        folder = self.folder(base)
+        try:
+            meta: dict[str, Any] = json.loads((folder / "base-set.json").read_text("utf-8"))
+            whole = file_digest(self.images(base)) == meta["tensors_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return meta if whole and meta.get("schema") == SCHEMA else None
+
+    def images(self, base: PlannedBase) -> Path:
+        """The safetensors with ``images`` uint8 and ``labels``."""
+        return self.folder(base) / "base-set.safetensors"
+
+    def save(self, base: PlannedBase, made: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Stores what a child has made; returns its metadata.
+
+        Args:
+            base: what was asked for.
+            made: the child's safetensors.
+            result: the child's account: cost and curve.
+
+        Raises:
+            StorageError: the disk is full.
+            UserError: the child's file is damaged.
+        """
+        tensors = read_tensors(made)
+        save_tensors(tensors, self.images(base))
+        labels = tensors["labels"]
+        meta = {
+            "schema": SCHEMA,
+            "builder": base.entry.builder.name,
+            "inputs": base.inputs,
+            "key": base.key,
+            "images": len(labels),
+            "classes": len(labels.unique()),
+            "cost": result["cost"],
+            "curve": result["curve"],
+            "tensors_sha256": file_digest(self.images(base)),
+        }
+        folder = self.folder(base)
+        try:
+            write_atomic(folder / "base-set.png", contact_sheet(by_class(tensors)))
+            text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            write_atomic(folder / "base-set.json", text)
+        except OSError as error:
+            raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
+        return meta
+
+
+def by_class(tensors: dict[str, Tensor]) -> Tensor:
+    """The first ten images of every class, class by class; black where there are fewer."""
+    images, labels = tensors["images"], tensors["labels"]
+    rows = []
+    for label in labels.unique():
+        found = images[labels == label][:COLUMNS]
+        empty = torch.zeros(COLUMNS - len(found), *images.shape[1:], dtype=images.dtype)
+        rows.append(torch.cat([found, empty]))
+    return torch.cat(rows)
+
+
+def summary(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a record says about the base set that its defense was given."""
+    last = meta["curve"][-1] if meta["curve"] else {}
+    return {
+        "builder": meta["builder"],
+        "key": meta["key"],
+        "images": meta["images"],
+        "classes": meta["classes"],
+        "reached": last.get("reached"),  # share that the victim takes for what it was made to be
+        "seconds": meta["cost"]["seconds"],
+        "prior": meta["inputs"]["prior"],
+        "tensors_sha256": meta["tensors_sha256"],
+    }
+
+
+def together(cost: dict[str, Any] | None, base: dict[str, Any]) -> dict[str, Any] | None:
+    """The cost of a cell with that of its base set: both were spent to repair the model."""
+    if cost is None:
+        return None
+    peaks = {name: max(cost[name], base[name]) for name in ("peak_rss", "peak_gpu")}
+    sums = {
+        name: cost[name] + base[name] for name in ("seconds", "images_forward", "images_backward")
+    }
+    return {**cost, **sums, **peaks}
+
+
+def refusal(base: PlannedBase | None) -> str:
+    """Why a base set cannot be made; empty where it can, or where none is asked for."""
+    if base is None or base.entry.builder.needs == "nothing" or base.inputs["prior"]:
+        return ""
+    return "needs a generative prior that is not built: bench build-zoo"

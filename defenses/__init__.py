@@ -16,6 +16,7 @@ from defenses.base import (
 from defenses.bcu import bcu
 from defenses.clp import clp
 from defenses.dhbe import dhbe
+from defenses.dp import dp
 from defenses.fp import fp
 from defenses.fred import fred
 from defenses.ft import ft
@@ -47,6 +48,7 @@ ALL: tuple[Defense, ...] = tuple(
         nc_oracle,
         tabor,
         dhbe,
+        dp,
     )
 )
 

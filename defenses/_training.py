@@ -32,6 +32,7 @@ def train_on_budget(
     weight_decay: float,
     schedule: Schedule = "cosine",
     loss: LossHook | None = None,
+    freeze_bn: bool = False,
 ) -> None:
     """SGD on augmented batches, in place; leaves the last iterate.
 
@@ -49,6 +50,7 @@ def train_on_budget(
         weight_decay: of SGD.
         schedule: of the rate.
         loss: replaces cross-entropy.
+        freeze_bn: keep the victim's statistics however many images there are.
     """
     recipe = Recipe(
         steps=steps,
@@ -57,7 +59,7 @@ def train_on_budget(
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=schedule,
-        freeze_bn=too_few_for_statistics(len(images), batch_size),
+        freeze_bn=freeze_bn or too_few_for_statistics(len(images), batch_size),
     )
     logged = 0
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from bench.budgets import count_of, is_labelled
+from bench.budgets import TRAINING_SET, count_of, is_labelled
 from bench.child import labels_for
 from bench.config import load_profile
 from bench.plan import runs_once, why_not
@@ -40,8 +40,9 @@ _LEGEND: Final = """\
 *labels*: images with their true labels; with the target class where *target* is needed. *images*:
 the same images, no labels. *pseudo-labels*: images with the suspicious model's own predictions for
 labels. *no data*: it runs without any. *same as 0*: it needs no data, runs once and stands in every
-column. –: not applicable. An *oracle* knows what no defender has, or chooses by it: it is marked in
-every table and stands after the others.
+column. *training set*: it trains anew from the victim's training set, poison included, in place of
+any budget, and stands on a board of its own. –: not applicable. An *oracle* knows what no defender
+has, or chooses by it: it is marked in every table and stands after the others.
 """
 
 
@@ -69,6 +70,8 @@ def table(entries: Sequence[Defense]) -> str:
 
 def standing(needs: str, token: str) -> str:
     """What a defense works with at a budget."""
+    if needs == TRAINING_SET:
+        return "training set"
     if runs_once(needs) and token != "0":
         return "same as 0"
     images = count_of(token, CLASSES)

@@ -11,17 +11,16 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from bench.building import zoo_state
-from bench.config import Profile
 from bench.forecast import show_plan
 from bench.plan import PlannedCell, existing, plan_cells
-from bench.registry import Registry, format_spec, parse_spec
-from bench.sweeps import Scalar, Sweep, in_order, remember
+from bench.registry import Broken, Entry, Registry, parse_spec
+from bench.sweeps import Scalar, Sweep, bare, in_order, remember
 from bench.verbs import Request, build_missing, nothing_to_run, prepare, run_cells, summary
-from defenses import Defense
 from zoo.errors import UserError
 
 
@@ -31,11 +30,12 @@ def sweep(
     """`bench sweep`.
 
     Raises:
-        UserError: see :func:`plan_sweep`, and whatever `bench run` cannot do.
+        UserError: see :func:`texts_of`, and whatever `bench run` refuses.
     """
     settings, registry = prepare(dataclasses.replace(request, defense=[defense]))
-    asked, names = plan_sweep(defense, param, values, registry, settings.profile)
-    profile = settings.profile.model_copy(update={"defenses": names})
+    profile = settings.profile.model_copy(
+        update={"defenses": texts_of(defense, param, values, registry)}
+    )
     settings = dataclasses.replace(settings, profile=profile)
     state = zoo_state(settings)
     if dry_run:
@@ -43,73 +43,73 @@ def sweep(
     failures = build_missing(settings, state)
     # A picture of the trade-off has no place for clean twins: they have no ASR.
     planned, _ = plan_cells(profile, registry, settings.root, settings.library, twins=False)
-    cells = [mark(settings.root, p) for p in planned if p.cell.defense in names]
+    cells = [mark(settings.root, p) for p in planned if not isinstance(p.entry, Broken)]
     if not cells:
         return nothing_to_run()
-    remember(settings.root, asked)
+    remember(settings.root, sweep_of(defense, param, cells))
     records, ran = run_cells(settings, cells)
     draw(settings.root, json_output)
     return summary(records, ran, failures)
 
 
-def plan_sweep(
-    text: str, param: str, values: str, registry: Registry, profile: Profile
-) -> tuple[Sweep, list[str]]:
-    """What is swept, and the defense with each value as `bench run` would be told it.
+def texts_of(text: str, param: str, values: str, registry: Registry) -> list[str]:
+    """The defense with each value, as `bench run` would be told it; numbers in ascending order.
 
     Raises:
         UserError: an unknown defense or hyper-parameter, one that the text sets already, values of
             another type, or fewer than two of them.
     """
     entry, overrides = registry.parse(text)
-    defense = entry.defense
-    label = format_spec(defense.name, overrides)
-    _check_param(defense, param)
+    _check_param(entry, param)
     if param in overrides:
         raise UserError(
-            f"{label} sets {param} already. Leave it out of the brackets, or sweep another one"
+            f"{entry.label(overrides)} sets {param} already. Leave it out of the brackets, or sweep "
+            "another one"
         )
-    names: dict[Scalar, str] = {}  # two ways to write a value are one
+    texts: dict[Scalar, str] = {}  # two ways to write a value are one
     for part in values.split(","):
-        value, raw = _value(defense, param, part.strip())
-        names.setdefault(value, format_spec(defense.name, {**overrides, param: raw}))
-    if len(names) < 2:
+        value, raw = _value(entry, param, part.strip())
+        texts.setdefault(value, entry.label({**overrides, param: raw}))
+    if len(texts) < 2:
         raise UserError(f"expected at least two different values of {param}, got {values!r}")
-    base = {**profile.params.get(defense.name, {}), **overrides}
-    try:
-        fixed = defense.resolve(base)
-    except ValueError as error:
-        raise UserError(f"profile {profile.name}: {error}") from error
-    del fixed[param]
-    asked = Sweep(
-        defense=defense.name, label=label, param=param, values=in_order(names), fixed=fixed
+    return [texts[value] for value in in_order(texts)]
+
+
+def sweep_of(text: str, param: str, cells: Sequence[PlannedCell]) -> Sweep:
+    """What is to be remembered: what all the cells have in common, and where they differ."""
+    fixed = {name: value for name, value in cells[0].cell.params.items() if name != param}
+    return Sweep(
+        defense=bare(text.strip()),
+        label=text.strip(),
+        param=param,
+        values=in_order(planned.cell.params[param] for planned in cells),
+        fixed=fixed,
     )
-    return asked, [names[value] for value in asked.values]
 
 
-def _check_param(defense: Defense, param: str) -> None:
-    known = list(defense.hyper_parameters())
+def _check_param(entry: Entry, param: str) -> None:
+    known = list(entry.resolve({}))
     if not known:
-        raise UserError(f"{defense.name} has no hyper-parameter: there is nothing to sweep")
+        raise UserError(f"{entry.name} has no hyper-parameter: there is nothing to sweep")
     if param not in known:
         close = get_close_matches(param, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"{defense.name} has no hyper-parameter {param!r}.{hint} It has: {', '.join(known)}"
+            f"{entry.name} has no hyper-parameter {param!r}.{hint} It has: {', '.join(known)}"
         )
 
 
-def _value(defense: Defense, param: str, text: str) -> tuple[Scalar, Scalar]:
+def _value(entry: Entry, param: str, text: str) -> tuple[Scalar, Scalar]:
     """A value in the type of the parameter's default, and as it was written."""
     if not text:
         raise UserError("expected --values like 1e-4,3e-4,1e-3, got an empty one")
-    raw: Scalar = parse_spec(f"{defense.name}[{param}={text}]")[1][param]
+    raw: Scalar = parse_spec(f"{entry.name}[{param}={text}]")[1][param]
     try:
-        value: Scalar = defense.resolve({param: raw})[param]
+        value: Scalar = entry.resolve({param: raw})[param]
     except ValueError as error:
         raise UserError(str(error)) from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{defense.name}[{param}]: expected a finite number, got {text!r}")
+        raise UserError(f"{entry.name}[{param}]: expected a finite number, got {text!r}")
     return value, raw
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ Scalar = int | float | str | bool
 class Sweep:
     """A range of one hyper-parameter, all others fixed."""
 
-    defense: str  # "ibau": its registered name
+    defense: str  # "ibau", or "ibau@fred": what is left without the brackets
     label: str  # "ibau[mode=paper]": as it was asked for
     param: str
     values: tuple[Scalar, ...]
@@ -36,11 +37,16 @@ class Sweep:
 
     def value_of(self, cell: Cell) -> Scalar | None:
         """The value that a cell has on this sweep; None for a cell that is not of it."""
-        if cell.defense.split("[")[0] != self.defense or self.param not in cell.params:
+        if bare(cell.defense) != self.defense or self.param not in cell.params:
             return None
         rest = {name: value for name, value in cell.params.items() if name != self.param}
         value: Scalar = cell.params[self.param]
         return value if value in self.values and rest == self.fixed else None
+
+
+def bare(defense: str) -> str:
+    """``ibau[rounds=3]@fred[steps=50]`` without what is in brackets: ``ibau@fred``."""
+    return re.sub(r"\[[^\]]*\]", "", defense)
 
 
 def in_order(values: Iterable[Scalar]) -> tuple[Scalar, ...]:

@@ -15,7 +15,7 @@ from leaderboard.aggregate import SettingRow, setting_row
 from leaderboard.outcomes import Outcome, latest, outcomes
 from leaderboard.statistics import estimate
 from leaderboard.victims import Setting
-from leaderboard.words import budget_order
+from leaderboard.words import TRAINING_SET, budget_order
 
 _COUNTED: Final = ("acc", "asr", "ra", "worst_asr", "score")
 Place = tuple[float, float]  # ACC and ASR, in percent
@@ -157,12 +157,18 @@ def _curves(title: str, sweep: Sweep, members: Sequence[Member]) -> list[Curve]:
 
 
 def _panels(curves: Sequence[Curve]) -> tuple[Panel, ...]:
-    """By budget; curves that need no data stand in each, and in one of their own if alone."""
-    budgets = {c.budget for c in curves if not c.anywhere} or {c.budget for c in curves}
+    """By budget. As on the boards, what needs no data stands at each but the training set."""
+    budgets = {c.budget for c in curves if not c.anywhere}
+    if not budgets - {TRAINING_SET}:
+        budgets |= {c.budget for c in curves}
     return tuple(
-        Panel(budget=b, curves=tuple(c for c in curves if c.anywhere or c.budget == b))
+        Panel(budget=b, curves=tuple(c for c in curves if c.budget == b or _joins(c, b)))
         for b in sorted(budgets, key=budget_order)
     )
+
+
+def _joins(curve: Curve, budget: str) -> bool:
+    return curve.anywhere and budget != TRAINING_SET
 
 
 def _mean(found: Iterable[tuple[int, Metrics | None]]) -> Place | None:

@@ -132,6 +132,12 @@ def test_panels_are_budgets_and_a_data_free_defense_stands_in_each() -> None:
         ["ibau: lr", "clp: u (no data)"]
     ] * 2
     assert list(curves_of([clp], [free])) == ["0"]
+    # As on the boards: training anew from the poisoned set has nothing else beside it.
+    retrained = curves_of([clp, cell(1e-3, 0.8, 0.2, budget="poisoned-train")], [SWEEP, free])
+    assert {budget: [c.title for c in curves] for budget, curves in retrained.items()} == {
+        "0": ["clp: u (no data)"],
+        "poisoned-train": ["ibau: lr"],
+    }
 
 
 def test_every_setting_has_its_picture() -> None:

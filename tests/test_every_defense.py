@@ -25,6 +25,7 @@ SHORT = {
     "round_steps": 2,
     "endpoint_steps": 2,
     "teacher_steps": 2,
+    "student_steps": 1,
     "mask_lr": 20.0,  # so that a mask moves in these few steps
     "batch_size": 16,
     "search_batch": 2,

@@ -215,7 +215,7 @@ class _Building:
         """Builds one thing; returns what went wrong, or nothing."""
         name = step.recipe.hash()
         try:
-            with self._watcher.task(step.recipe.label) as done:
+            with self._watcher.task(step.recipe.label, lambda: share_of(self._log(step))) as done:
                 message = self._build(step)
                 done("error" if message else "ok", message or self._outcome(step.recipe))
         except BaseException:
@@ -224,6 +224,12 @@ class _Building:
         finally:
             self._ended[name].set()
         return f"{step.recipe.label}: {message}" if message else ""
+
+    def _log(self, step: Step) -> Path:
+        """Where the progress of a training is noted."""
+        if isinstance(step.recipe, VictimRecipe):
+            return self._zoo.folder(step.recipe) / "train.jsonl"
+        return AssetStore(self._settings.root).folder(step.recipe) / "train.jsonl"
 
     def _outcome(self, recipe: VictimRecipe | AssetRecipe) -> str:
         """A few words on what has been built."""
@@ -303,6 +309,15 @@ class _Building:
             "device": settings.device,
             "threads": self._threads,
         }
+
+
+def share_of(log: Path) -> float | None:
+    """How much of a training is done, by the last line of its log; None where it has none."""
+    try:
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        return float(last["step"] / last["steps"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
 
 
 def _ending(ended: Exit) -> str:

@@ -349,9 +349,9 @@ class Watcher:
     """Told when a task begins and how it ends; the silent one, progress displays derive from it."""
 
     @contextlib.contextmanager
-    def task(self, label: str) -> Iterator[Any]:
-        """Surrounds one task; yields ``done(status, text)``."""
-        del label
+    def task(self, label: str, share: Callable[[], float | None] | None = None) -> Iterator[Any]:
+        """Surrounds one task; yields ``done(status, text)``. ``share``: how much of it is done."""
+        del label, share
         yield lambda status, text: None
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from bench.harness import Watcher
 
+Share = Callable[[], float | None] | None  # how much of a task is done, where that is known
 GOOD: Final = ("ok", "not-applicable", "not-detected")
 
 
@@ -41,7 +42,7 @@ class Progress(Watcher):
             else None
         )
         self._lock = threading.Lock()
-        self._running: dict[int, tuple[str, float]] = {}
+        self._running: dict[int, tuple[str, float, Share]] = {}
         self._next = self._done = self._failed = 0
         self._started = time.monotonic()
 
@@ -63,11 +64,11 @@ class Progress(Watcher):
             print(text + failed, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def task(self, label: str) -> Iterator[Callable[[str, str], None]]:
+    def task(self, label: str, share: Share = None) -> Iterator[Callable[[str, str], None]]:
         """Surrounds one task; the yielded function takes its status and a few words."""
         with self._lock:
             number, self._next = self._next, self._next + 1
-            self._running[number] = (label, time.monotonic())
+            self._running[number] = (label, time.monotonic(), share)
         outcome = ["error", ""]
 
         def done(status: str, text: str) -> None:
@@ -115,10 +116,16 @@ class Progress(Watcher):
                 Text(failed, style="red"),
             )
             lines = [
-                Text(f"  {label}  {duration(time.monotonic() - begun)}", style="dim")
-                for label, begun in self._running.values()
+                Text(f"  {label}  {duration(time.monotonic() - begun)}{_part(share)}", style="dim")
+                for label, begun, share in self._running.values()
             ]
             return Group(bar, *lines)
+
+
+def _part(share: Share) -> str:
+    """``  41 %``, or nothing where nobody knows."""
+    done = None if share is None else share()
+    return "" if done is None else f"  {100 * done:.0f} %"
 
 
 def duration(seconds: float) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bench import sheet
-from bench.building import build_zoo, zoo_state
+from bench.building import build_zoo, share_of, zoo_state
 from bench.cli import app
 from bench.config import Profile, load_profile, parse_profile
 from bench.exhibits import exhibits, prior_exhibits
@@ -23,6 +24,7 @@ from bench.harness import Settings, Watcher
 from bench.placards import LEGEND, placard, prior_placard
 from bench.plan import plan_victims
 from bench.priors import describe_prior, plan_priors, prior_of, wants_prior
+from bench.progress import Progress
 from bench.verbs import _show_zoo_plan
 from tests.conftest import TOY_PROFILE
 from zoo.asset_recipes import PriorRecipe
@@ -132,7 +134,8 @@ class Notes(Watcher):
     def __init__(self):
         self.said = []
 
-    def task(self, label):
+    def task(self, label, share=None):
+        self.share = share
         return contextlib.nullcontext(lambda status, text: self.said.append((label, status, text)))
 
 
@@ -144,6 +147,7 @@ def built(built_root, library, tmp_path_factory):
     state = zoo_state(settings)
     assert [type(step.recipe) for step in state.steps] == [PriorRecipe]
     assert build_zoo(settings, state, notes) == []
+    assert notes.share() == 1
     assert zoo_state(settings).steps == []
     return root, notes.said
 
@@ -159,6 +163,22 @@ def test_what_is_stored_is_measured_with_the_clean_twin(built, library):
     for name in ("gap", "spread", "nearest", "coverage", "coverage_of_real"):
         assert again[name] == pytest.approx(meta["figures"][name], rel=1e-3)
     assert said == [(recipe.label, "ok", describe_prior(meta["figures"]))]
+
+
+def test_a_long_training_shows_how_far_it_is(tmp_path):
+    log = tmp_path / "train.jsonl"
+    assert share_of(log) is None
+    log.write_text('{"step": 1, "steps": 8}\n{"step": 2, "steps": 8}\n')
+    assert share_of(log) == 0.25
+    progress = Progress("zoo", 2, 1, live=False)
+    with progress.task("a prior", lambda: share_of(log)), progress.task("another"):
+        screen = Console(width=80, file=io.StringIO())
+        screen.print(progress)
+    lines = screen.file.getvalue().splitlines()
+    assert re.fullmatch(r"  a prior  \d\.\d s  25 %\s*", lines[1])
+    assert re.fullmatch(r"  another  \d\.\d s\s*", lines[2])
+    log.write_text("")
+    assert share_of(log) is None
 
 
 def test_the_figures_are_told_in_a_few_words():

@@ -159,7 +159,7 @@ def test_nothing_but_the_set_reaches_the_defense(root, toy_data, toy_profile, tm
     assert found["snoop", TOKEN, "badnets"].status == "ok"
     seen = json.loads(plugin.with_suffix(".json").read_text())
     assert set(seen["files"]) == {"model.safetensors", "data.safetensors"}
-    assert not {"target", "trigger", "attack", "index"} & set(seen["attributes"]) - {"target"}
+    assert not {"trigger", "attack", "index"} & set(seen["attributes"])
     words = [*seen["strings"], *seen["arguments"], seen["cmdline"], seen["environ"]]
     assert not {"badnets", "poison_rate", "poisoned_images", "recipe"} & set(words)
     assert not any(str(root) in word or str(toy_data) in word for word in words)

@@ -97,16 +97,17 @@ def test_a_returned_model_may_differ_in_its_normalisation_and_in_nothing_else(se
 
 def test_training_privately_goes_the_whole_way(setup):
     pytest.importorskip("opacus")
-    found = by_cell(setup.run("dp[steps=3, batch_size=30]"))
+    name = "dp[batch_size=30, steps=3]"
+    found = by_cell(setup.run(name))
     for attack in ("badnets", "none"):
-        record = found["dp[steps=3, batch_size=30]", TOKEN, attack]
+        record = found[name, TOKEN, attack]
         assert record.status == "ok", record.error
         assert record.after.images == record.before.images
         assert 60 < record.cost.images_forward == record.cost.images_backward < 120  # 90 expected
         assert record.curve[-1]["step"] == 3
         assert 0 < record.curve[-1]["epsilon"] < 10
         assert record.curve[-1]["delta"] == 1 / 300
-    assert found["dp[steps=3, batch_size=30]", TOKEN, "badnets"].score is not None
+    assert found[name, TOKEN, "badnets"].score is not None
 
 
 def test_all_cells_of_a_victim_share_one_set(setup, monkeypatch):

@@ -20,6 +20,7 @@ from defenses import ALL, Defense
 
 COMMAND: Final = "bench list defenses --markdown > docs/defenses.md"
 CLASSES: Final = 10  # any number: only whether a budget has images matters
+_ADDRESSES: Final = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 _LABELS: Final = {"none": "images", "true": "labels", "pseudo": "pseudo-labels"}
 _DEPARTURES: Final = re.compile(r"[Dd]ifferences from|disagree")
 _VERBATIM: Final = re.compile(r"(``.*?``|`[^`\n]*`|(?<![\w*])\*\w[^*\n]*\*(?![\w*]))", re.DOTALL)
@@ -81,9 +82,10 @@ def standing(needs: str, token: str) -> str:
 
 
 def paper(entry: Defense) -> str:
-    """A link, where the paper is one on arXiv."""
-    if match := re.fullmatch(r"arXiv:(\S+)", entry.paper):
-        return f"[{entry.paper}](https://arxiv.org/abs/{match[1]})"
+    """A link, where the paper has an address."""
+    kind, _, number = entry.paper.partition(":")
+    if kind in _ADDRESSES and re.fullmatch(r"[^\s()]+", number):
+        return f"[{entry.paper}]({_ADDRESSES[kind]}{number})"
     return prose(entry.paper)
 
 

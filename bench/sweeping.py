@@ -63,8 +63,8 @@ def texts_of(text: str, param: str, values: str, registry: Registry) -> list[str
     _check_param(entry, param)
     if param in overrides:
         raise UserError(
-            f"{entry.label(overrides)} sets {param} already. Leave it out of the brackets, or sweep "
-            "another one"
+            f"{entry.label(overrides)} sets {param} already. Leave it out of the brackets, or "
+            "sweep another one"
         )
     texts: dict[Scalar, str] = {}  # two ways to write a value are one
     for part in values.split(","):

@@ -205,8 +205,8 @@ def _columns(places: Sequence[Place]) -> tuple[list[float], list[float]]:
 def _references(picture: Picture) -> list[tuple[Place, dict[str, Any]]]:
     """The undefended victim and the clean twin under the same trigger, where they are known."""
     both = (
-        (picture.victim, {"marker": "X", "markersize": 8, "label": "undefended victim"}),
-        (picture.twin, {"marker": "*", "markersize": 11, "label": "clean twin"}),
+        (picture.victim, {"marker": "X", "markersize": 11, "label": "undefended victim"}),
+        (picture.twin, {"marker": "*", "markersize": 13, "label": "clean twin"}),
     )
     edge = {"color": LIGHT.ink, "markeredgecolor": "white", "markeredgewidth": 0.6}
     return [(place, {**shape, **edge}) for place, shape in both if place is not None]

@@ -15,11 +15,13 @@ from defenses.base import (
 )
 from defenses.bcu import bcu
 from defenses.clp import clp
+from defenses.deepinspect import deepinspect
 from defenses.dhbe import dhbe
 from defenses.dp import dp
 from defenses.fp import fp
 from defenses.fred import fred
 from defenses.ft import ft
+from defenses.gdm import gdm, gdm_oracle
 from defenses.gmi import gmi
 from defenses.ibau import ibau
 from defenses.identity import identity
@@ -47,6 +49,9 @@ ALL: tuple[Defense, ...] = tuple(
         nc,
         nc_oracle,
         tabor,
+        deepinspect,
+        gdm,
+        gdm_oracle,
         dhbe,
         dp,
     )

@@ -16,6 +16,7 @@ from zoo.augment import Augmentation
 from zoo.models import ArchSpec, Classifier, build_model, clone
 from zoo.train import predict_logits
 
+CLASSES = 43
 # Enough to take part; hyper-parameters that a defense lacks are left out.
 SHORT = {
     "steps": 3,
@@ -29,11 +30,20 @@ SHORT = {
     "mask_lr": 20.0,  # so that a mask moves in these few steps
     "batch_size": 16,
     "search_batch": 2,
+    "search_steps": 3,
+    "inverted": CLASSES,
+    "inversion_steps": 2,
+    "screen_steps": 1,
+    "screen_probes": 1,
+    "screen_kept": 2,
+    "submodel_steps": 2,
+    "submodel_batch": 4,
     "index_threshold": 0.0,  # detectors find something, and repair it
+    "success": 0.0,
+    "reach_threshold": 0.0,
 }
-CLASSES = 43
 DATA_FREE = [d for d in defenses.ALL if d.needs == "nothing"]
-LABELLED = ("labels", "poisoned-train")
+LABELLED = ("labels", "optional", "poisoned-train")
 DATA_DRIVEN = [d for d in defenses.ALL if d.needs in ("images", *LABELLED)]
 RUNNABLE = DATA_FREE + DATA_DRIVEN
 ARCHITECTURES = {
@@ -148,7 +158,7 @@ def test_works_at_every_budget_with_images(
     assert torch.equal(given, labels)
 
 
-@data_driven
+@pytest.mark.parametrize("entry", [d for d in DATA_DRIVEN if d.needs != "optional"], ids=name_of)
 def test_is_not_applicable_without_images(entry: Defense, victim: Classifier) -> None:
     with pytest.raises(NotApplicableError, match="none"):
         run(entry, victim)
@@ -163,6 +173,15 @@ def test_data_free_methods_work_on_nothing_and_ignore_images(
     check_leftovers(after)
     check_curve(view)
     assert_same(after, run(entry, victim, *images_and_labels(20))[0])
+
+
+@pytest.mark.parametrize("entry", [d for d in RUNNABLE if d.needs == "optional"], ids=name_of)
+def test_optional_data_may_be_missing(entry: Defense, victim: Classifier) -> None:
+    after, view = run(entry, victim)
+    check_interface(after, victim)
+    check_leftovers(after)
+    check_curve(view)
+    assert_same(after, run(entry, victim)[0])
 
 
 @every_defense

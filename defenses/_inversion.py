@@ -276,7 +276,10 @@ class _State:
             )
             logits = candidates.logits(candidates.stamped())
             values = attack_loss(logits, candidates.classes)
-            (values + costs[rows] * penalty(candidates)).sum().backward()
+            objectives = values
+            if costs[rows].any():  # a penalty may take another pass through the model
+                objectives = values + costs[rows] * penalty(candidates)
+            objectives.sum().backward()
             loss[rows] = values.detach()
             success[rows] = success_share(logits, candidates.classes)
         self._optimizer.step()
@@ -326,5 +329,5 @@ def _nothing(values: Tensor, index: Tensor, threshold: float) -> str:
     side = "small" if values[largest] < median(values) else "large"
     return (
         f"no class has an abnormally small trigger with an anomaly index above {threshold:g}; the "
-        f"largest index is {float(index[largest]):.2f}, of class {largest}, whose is {side}"
+        f"largest index is {float(index[largest]):.2f}, of class {largest}, whose value is {side}"
     )

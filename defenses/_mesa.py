@@ -105,8 +105,8 @@ class Staircase:
     def __post_init__(self) -> None:
         check_not_negative(alpha=self.alpha)
         check_positive(submodel_steps=self.steps, submodel_lr=self.lr)
-        # A single patch has no other's noise to be mixed with.
-        check_positive(submodel_batch_above_one=self.batch_size - 1)
+        if self.batch_size < 2:  # a single patch has no other's noise to be mixed with
+            raise ValueError(f"expected submodel_batch > 1, got {self.batch_size}")
 
 
 def learn_submodel(

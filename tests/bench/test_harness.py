@@ -123,7 +123,7 @@ FAULTS = {
     "raises": ("error", "a bug in somebody's code"),
     "kills-itself": ("killed", "signal 9"),
     "leaves": ("error", "exit code 7"),
-    "hangs": ("timeout", "stopped after 4 s"),
+    "hangs": ("timeout", "stopped after 6 s"),
     "wrong-shape": ("error", "wrong shape: head.bias"),
     "wrong-type": ("error", "return a Classifier, got NoneType"),
     "nan": ("diverged", "weights are not finite: head.weight"),
@@ -135,7 +135,7 @@ FAULTS = {
 def test_every_fault_costs_its_own_cell(root, toy_data, toy_profile, executor):
     setup = Setup(root, toy_data, toy_profile, [FAULTY], executor=executor)
     names = ["identity", *FAULTS, "works", "scramble"]
-    found = by_cell(setup.run(*names, budgets=("20",), seconds=4, memory_gib=1))
+    found = by_cell(setup.run(*names, budgets=("20",), seconds=6, memory_gib=1))
     for name, (status, message) in FAULTS.items():
         for attack in ("badnets", "none"):
             record = found[name, "0", attack]
@@ -355,7 +355,8 @@ def test_no_word_of_attack_target_or_place_is_in_memory(report):
         assert not any(place in text for place in places[:2]), text
     secrets = {"poison_rate", "label_rule", "victim_seed", "twin_metrics", "poisoned_images"}
     assert not secrets & set(seen["strings"])
-    assert not {"target", "trigger", "attack", "poison_rate"} & set(seen["attributes"])
+    assert not {"trigger", "attack", "poison_rate"} & set(seen["attributes"])
+    assert seen["target"] is None, "only oracles are told"
 
 
 def test_no_module_that_knows_is_loaded(report):

@@ -69,6 +69,7 @@ def snoop(model, view):
         "fds": fds,
         "frames": frames,
         "attributes": sorted(a for a in dir(view) if not a.startswith("__")),
+        "target": view.target,
     }
     # Beside the plugin: too long for a log, and the only other place it knows.
     Path(__file__).with_suffix(".json").write_text(json.dumps(report))

@@ -42,27 +42,23 @@ from defenses._checks import check_not_negative, check_positive, check_share
 from defenses._inversion_images import invert
 from defenses._others import Others
 from defenses._outliers import CONSISTENCY, flag_small, left_anomaly_index
-from defenses._trigger_generator import TriggerGenerator
-from defenses._unlearning import Stamp, unlearn
+from defenses._trigger_generator import (
+    TriggerGenerator,
+    running_success,
+    size_of,
+    stamp,
+    stamper,
+    tune,
+)
+from defenses._unlearning import unlearn
 from defenses.base import DefenderView, Finding, NotDetectedError, defense
 from zoo.models import Classifier
 from zoo.train import DivergedError, predict_logits
 
-MEMORY: Final = 10  # attempts over which the success of a class is averaged
 PROBES: Final = 40  # triggers per class that are measured in the end
 SLACK: Final = 0.15  # by which measured success may miss the aim
 LARGEST_INDEX_OF_FOUR: Final = 2 / CONSISTENCY
 CURVE_POINTS: Final = 20
-
-
-def stamp(images: Tensor, triggers: Tensor) -> Tensor:
-    """Adds triggers to images, both ``(N, C, H, W)``, and clips to [0, 1]."""
-    return (images + triggers).clamp(0, 1)
-
-
-def size_of(triggers: Tensor) -> Tensor:
-    """The L1 norms ``(N,)`` of triggers ``(N, C, H, W)``."""
-    return triggers.flatten(1).abs().sum(1)
 
 
 def trigger_loss(
@@ -78,19 +74,6 @@ def trigger_loss(
     certainty = logits.softmax(1).gather(1, classes[:, None])[:, 0]
     fooling = F.cross_entropy(logits, classes, reduction="none") + gamma1 * (certainty - 1) ** 2
     return (fooling + gamma2 * (sizes - limit).clamp(min=0)).mean()
-
-
-def tune(gamma2: Tensor, success: Tensor, *, aim: float, rate: float) -> Tensor:
-    """New weights of the size: times 1 + rate where the success reaches the aim, else divided."""
-    return torch.where(success >= aim, gamma2 * (1 + rate), gamma2 / (1 + rate))
-
-
-def running_success(success: Tensor, classes: Tensor, succeeded: Tensor) -> tuple[Tensor, Tensor]:
-    """Success ``(K,)`` after the attempts ``(N,)`` of a step, and which classes had any."""
-    attempts = torch.bincount(classes, minlength=len(success))
-    hits = torch.bincount(classes[succeeded], minlength=len(success))
-    weight = 1 - (1 - 1 / MEMORY) ** attempts
-    return success + weight * (hits / attempts.clamp(min=1) - success), attempts > 0
 
 
 def learn_triggers(
@@ -143,16 +126,6 @@ def learn_triggers(
         if (step + 1) % max(1, steps // CURVE_POINTS) == 0:
             view.log(step, loss=loss.item(), success=rates.mean().item(), size=sizes.mean().item())
     return net
-
-
-def stamper(net: TriggerGenerator, target: int, generator: torch.Generator) -> Stamp:
-    """What puts a fresh trigger for one class on every image."""
-
-    @torch.no_grad()
-    def put(images: Tensor) -> Tensor:
-        return stamp(images, net.sample(torch.full((len(images),), target), generator))
-
-    return put
 
 
 @torch.no_grad()

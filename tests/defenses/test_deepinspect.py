@@ -10,19 +10,21 @@ from torch import nn
 
 from defenses._inversion_images import invert, total_variation
 from defenses._others import Others
-from defenses._trigger_generator import TriggerGenerator
+from defenses._trigger_generator import (
+    TriggerGenerator,
+    running_success,
+    size_of,
+    stamp,
+    stamper,
+    tune,
+)
 from defenses.base import NotDetectedError
 from defenses.deepinspect import (
     deepinspect,
     find,
     learn_triggers,
     measure,
-    running_success,
-    size_of,
-    stamp,
-    stamper,
     trigger_loss,
-    tune,
     why_nothing,
 )
 from tests.defenses.conftest import CLASSES, TARGET, Toy, textures, view_of

@@ -5,8 +5,8 @@ as good as the classifier's own idea of the class; it needs no prior, no generat
 
 Source: FRED (section 2) describes it as the first step of DeepInspect (IJCAI 2019,
 doi:10.24963/ijcai.2019/647), which minimises 1 - f_y(x) + AuxInfo(x). That form has no gradient
-where the classifier is sure of another class, and AuxInfo is unpublished: here it is cross-entropy,
-as in FRED.
+where the classifier is sure of another class, and AuxInfo is not explained: here it
+is cross-entropy, as in FRED.
 """
 
 from __future__ import annotations

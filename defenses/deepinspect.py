@@ -3,12 +3,13 @@
 Where there are no images, it first makes its own by inverting the model.
 
 Paper: "DeepInspect: A Black-box Trojan Detection and Mitigation Framework for Deep Neural
-Networks", IJCAI 2019, doi:10.24963/ijcai.2019/647.
+Networks", IJCAI 2019, doi:10.24963/ijcai.2019/647. Known to us at second hand: from FRED, I-BAU,
+trojanzoo's code and a summary of its formulas. "Unstated" means not stated there.
 
 Differences from the paper:
 
 1. Real images replace the inverted ones where the budget has any, as in I-BAU's comparison. The
-   inversion minimises cross-entropy instead of 1 - f_y(x) plus an unpublished prior.
+   inversion minimises cross-entropy instead of 1 - f_y(x) plus a prior, which is unstated.
 2. The weight gamma2 of the size is tuned by rule and per class: it rises where triggers succeed
    often enough and falls where they do not. The paper tunes one for all by hand until 95 % succeed;
    sizes can only be compared between classes at equal success.
@@ -16,12 +17,11 @@ Differences from the paper:
    they are: they are no triggers.
 4. Triggers for class t are learnt on images of other classes. The share of images that are t
    anyway differs between classes, and would make common classes look attacked.
-5. The generator is a perceptron with an embedding of the class; the paper's is unpublished. Its
+5. The generator is a perceptron with an embedding of the class; the paper's is unstated. Its
    last layer starts at zero and is linear: a saturated output would not shrink again.
 6. 500 steps of 64 images for all classes together: the cost does not grow with their number.
-7. Unlearning stamps 20 % of each batch for 200 steps, like our other detectors; the paper leaves
-   both open. Batch normalisation keeps the victim's statistics on inverted images, whose own are
-   those of noise.
+7. Unlearning stamps 20 % of each batch for 200 steps, as nc does; both are unstated. Batch
+   normalisation keeps the victim's statistics on inverted images, whose own are those of noise.
 8. With four classes or fewer nothing can be flagged, unless sizes are equal: two at most are at or
    below the median, and an index among two cannot exceed 2 / 1.4826 = 1.35. The reason says so.
 
@@ -187,12 +187,12 @@ def deepinspect(
     view: DefenderView,
     *,
     inverted: int = 200,  # images to invert where the budget has none, about (ours)
-    inversion_steps: int = 200,  # of Adam per inverted image (ours; unpublished)
-    inversion_lr: float = 0.05,  # of Adam on pixels in [0, 1] (ours; unpublished)
+    inversion_steps: int = 200,  # of Adam per inverted image (ours; unstated)
+    inversion_lr: float = 0.05,  # of Adam on pixels in [0, 1] (ours; unstated)
     search_steps: int = 500,  # of Adam on the generator (our matched cost)
     search_batch: int = 64,  # images per step of the generator (ours)
-    search_lr: float = 1e-3,  # of Adam on the generator, cosine to zero (ours; unpublished)
-    gamma1: float = 1.0,  # weight of (f_t - 1)^2 (ours; unpublished)
+    search_lr: float = 1e-3,  # of Adam on the generator, cosine to zero (ours; unstated)
+    gamma1: float = 1.0,  # weight of (f_t - 1)^2 (ours; unstated)
     gamma2: float = 1e-3,  # initial weight per unit of L1 norm above the limit (that of NC's mask)
     limit: float = 1.0,  # L1 norm, pixels in [0, 1], below which smaller is no better (ours)
     success: float = 0.95,  # share of images that triggers have to move (paper)

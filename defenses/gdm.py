@@ -12,8 +12,8 @@ Differences from the paper and its code:
 1. The target is not given. Single patches are searched for all classes first, and the classes that
    these reach on at least ``reach_threshold`` of the images of other classes are modelled, two at
    most, highest reach first. Where there is none, this is reported as not detected.
-2. The code pastes anywhere, as its attack does. A trigger that was always in one corner works
-   around it only, on 6 % of the positions of our `signs`: the search finds a cell of a 6 x 6 grid
+2. The code pastes anywhere. A trigger that was always in one corner works around it only, on about
+   6 % of the positions for a BadNets victim on `signs`: the search finds a cell of a 6 x 6 grid
    for every patch, and triggers are pasted anywhere in it. The oracle is told the class, not the
    place.
 3. Every image has a position of its own; the code draws one for a batch. The last row and column

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 from torch import Tensor
 
+from defenses._checks import check_not_negative, check_positive
 from defenses.base import MIN_BATCH_FOR_STATISTICS, DefenderView
 from zoo.models import Classifier
 from zoo.train import EpochReport, LossHook, Recipe, Schedule, train
 
 CURVE_POINTS: Final = 20  # points of the loss curve to keep; an epoch may be a single step here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How weights are trained on a budget: SGD on augmented batches, for a number of steps.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    lr: float  # initial rate
+    steps: int  # of the optimiser
+    batch_size: int  # images per step, at most
+    momentum: float
+    weight_decay: float  # per step and unit of rate
+    schedule: Schedule = "cosine"  # of the rate
+    freeze_bn: bool = False  # keep the victim's statistics however many images there are
+
+    def __post_init__(self) -> None:
+        check_positive(steps=self.steps, batch_size=self.batch_size)
+        check_not_negative(lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 def too_few_for_statistics(n: int, batch_size: int) -> bool:
@@ -24,17 +47,10 @@ def train_on_budget(
     view: DefenderView,
     images: Tensor,
     labels: Tensor,
-    *,
-    lr: float,
-    steps: int,
-    batch_size: int,
-    momentum: float,
-    weight_decay: float,
-    schedule: Schedule = "cosine",
+    tuning: Tuning,
     loss: LossHook | None = None,
-    freeze_bn: bool = False,
 ) -> None:
-    """SGD on augmented batches, in place; leaves the last iterate.
+    """Trains in place; leaves the last iterate.
 
     Batch normalisation keeps the victim's statistics where a batch is too small to estimate them.
 
@@ -43,23 +59,17 @@ def train_on_budget(
         view: source of augmentation and randomness; gets the loss curve.
         images: ``float32 (N, C, H, W)`` in [0, 1].
         labels: ``int64 (N,)``; ignored by loss hooks that need none.
-        lr: initial rate.
-        steps: optimiser steps.
-        batch_size: images per step, at most.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        schedule: of the rate.
+        tuning: how.
         loss: replaces cross-entropy.
-        freeze_bn: keep the victim's statistics however many images there are.
     """
     recipe = Recipe(
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        freeze_bn=freeze_bn or too_few_for_statistics(len(images), batch_size),
+        steps=tuning.steps,
+        batch_size=tuning.batch_size,
+        lr=tuning.lr,
+        momentum=tuning.momentum,
+        weight_decay=tuning.weight_decay,
+        schedule=tuning.schedule,
+        freeze_bn=tuning.freeze_bn or too_few_for_statistics(len(images), tuning.batch_size),
     )
     logged = 0
 

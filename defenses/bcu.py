@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses._checks import check_not_negative, check_positive, check_share
-from defenses._training import train_on_budget
+from defenses._checks import check_positive, check_share
+from defenses._training import Tuning, train_on_budget
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier, build_model, clone
 
@@ -104,10 +104,10 @@ def bcu(
 ) -> Classifier:
     """Distils the model into a partly randomised copy of itself; see the module."""
     check_share(shallow_ratio=shallow_ratio, deep_ratio=deep_ratio, head_ratio=head_ratio)
-    check_positive(
-        shallow_ratio=shallow_ratio, deep_ratio=deep_ratio, steps=steps, batch_size=batch_size
+    check_positive(shallow_ratio=shallow_ratio, deep_ratio=deep_ratio)
+    tuning = Tuning(
+        lr=lr, steps=steps, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay
     )
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
     images = view.require_images()
     # Lines 1-5 of Algorithm 1: adaptive layer-wise initialisation.
     ratios = stage_ratios(model.stage_names(), shallow_ratio, deep_ratio, head_ratio)
@@ -120,16 +120,6 @@ def bcu(
         tau = temperature(round(progress * steps), steps)
         return distillation_loss(targets, student(batch), tau)
 
-    train_on_budget(
-        student,
-        view,
-        images,
-        torch.zeros(len(images), dtype=torch.long),  # nobody looks at them
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        loss=loss,
-    )
+    nobody_looks = torch.zeros(len(images), dtype=torch.long)
+    train_on_budget(student, view, images, nobody_looks, tuning, loss)
     return student

@@ -50,7 +50,7 @@ from defenses._trigger_generator import (
     stamper,
     tune,
 )
-from defenses._unlearning import unlearn
+from defenses._unlearning import Unlearning, unlearn
 from defenses.base import DefenderView, Finding, NotDetectedError, defense
 from zoo.models import Classifier
 from zoo.train import DivergedError, predict_logits
@@ -209,12 +209,20 @@ def deepinspect(
     check_positive(inverted=inverted, inversion_steps=inversion_steps, inversion_lr=inversion_lr)
     check_positive(search_steps=search_steps, search_batch=search_batch, search_lr=search_lr)
     check_positive(gamma2=gamma2, tuning_rate=tuning_rate)
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_share(success=success, share=share)
+    check_share(success=success)
     check_not_negative(gamma1=gamma1, limit=limit, index_threshold=index_threshold)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    data_free = view.images is None
+    how = Unlearning(
+        share=share,
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        freeze_bn=data_free,
+    )
     # Step 1: a substitute data set, where there is no real one.
-    k, data_free = view.num_classes, view.images is None
+    k = view.num_classes
     if data_free:
         labels = torch.arange(k).repeat(math.ceil(inverted / k)).to(view.device)
         images = invert(model, labels, view.generator, steps=inversion_steps, lr=inversion_lr)
@@ -239,18 +247,6 @@ def deepinspect(
     if not view.finding.flagged:
         raise NotDetectedError(why_nothing(view.finding))
     # Step 5: model patching.
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        [stamper(net, t, view.generator) for t in view.finding.flagged],
-        share=share,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        freeze_bn=data_free,
-    )
+    stamps = [stamper(net, t, view.generator) for t in view.finding.flagged]
+    unlearn(model, view, images, labels, stamps, how)
     return model

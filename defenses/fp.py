@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from defenses._checks import check_not_negative, check_positive, check_share
 from defenses._holdout import hold_out
-from defenses._training import too_few_for_statistics, train_on_budget
+from defenses._training import Tuning, too_few_for_statistics, train_on_budget
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier
 
@@ -109,8 +109,15 @@ def fp(
 ) -> Classifier:
     """Prunes dormant channels and fine-tunes the rest, in place; see the module."""
     check_share(tolerance=tolerance, chunk=chunk, fixed_share=fixed_share)
-    check_positive(chunk=chunk, batch_size=batch_size)
-    check_not_negative(steps=steps, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    check_positive(chunk=chunk)
+    check_not_negative(steps=steps)
+    tuning = Tuning(
+        lr=lr,
+        steps=max(1, steps),
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     images, labels = view.require_labelled()
     cut = hold_out(labels, view.generator)
 
@@ -130,7 +137,8 @@ def fp(
     view.log(0, pruned=count, channels=channels, held_out=0 if cut is None else len(cut[1]))
     with torch.no_grad():
         model.head.weight[:, pruned] = 0.0
-    if len(images) <= view.num_classes or too_few_for_statistics(len(images), batch_size):
+    too_few = len(images) <= view.num_classes or too_few_for_statistics(len(images), batch_size)
+    if steps == 0 or too_few:
         return model
 
     # Fine-tune. A feature at zero gives its columns no gradient: they stay exactly zero.
@@ -138,16 +146,5 @@ def fp(
         del progress
         return F.cross_entropy(model.head(model.features(batch) * ~pruned).float(), labels)
 
-    train_on_budget(
-        model,
-        view,
-        images,
-        labels,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        loss=loss,
-    )
+    train_on_budget(model, view, images, labels, tuning, loss)
     return model

@@ -16,8 +16,7 @@ Differences from BCU's fine-tuning:
 
 from __future__ import annotations
 
-from defenses._checks import check_not_negative, check_positive
-from defenses._training import train_on_budget
+from defenses._training import Tuning, train_on_budget
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier
 
@@ -34,18 +33,9 @@ def ft(
     weight_decay: float = 5e-4,  # of SGD, per step and unit of rate (BCU, section 4.1)
 ) -> Classifier:
     """Fine-tunes all weights on labelled images; see the module."""
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    check_positive(steps=steps, batch_size=batch_size)
-    images, labels = view.require_labelled()
-    train_on_budget(
-        model,
-        view,
-        images,
-        labels,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
+    tuning = Tuning(
+        lr=lr, steps=steps, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay
     )
+    images, labels = view.require_labelled()
+    train_on_budget(model, view, images, labels, tuning)
     return model

@@ -35,7 +35,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from defenses._checks import check_not_negative, check_positive, check_share
+from defenses._checks import check_positive, check_share
 from defenses._mesa import PatchGenerator, Staircase, learn_submodel
 from defenses._patch_screen import (
     Place,
@@ -46,7 +46,7 @@ from defenses._patch_screen import (
     picture,
     screen,
 )
-from defenses._unlearning import Stamp, unlearn
+from defenses._unlearning import Stamp, Unlearning, unlearn
 from defenses.base import DefenderView, Finding, NotApplicableError, NotDetectedError, defense
 from zoo.models import Classifier
 
@@ -140,9 +140,14 @@ def gdm(
     staircase = Staircase(
         alpha=alpha, steps=submodel_steps, batch_size=submodel_batch, lr=submodel_lr
     )
-    check_share(share=share)
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    how = Unlearning(
+        share=share,
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     images, labels = view.require_labelled()
     classes = range(view.num_classes)
     spots = screen(
@@ -161,19 +166,8 @@ def gdm(
     if not view.finding.flagged:
         raise NotDetectedError(why_nothing(view.finding))
     likely = [s for target in view.finding.flagged for s in best_of_each_size(spots, target)]
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        learn_distribution(model, view, images, labels, likely, staircase),
-        share=share,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    stamps = learn_distribution(model, view, images, labels, likely, staircase)
+    unlearn(model, view, images, labels, stamps, how)
     return model
 
 
@@ -203,9 +197,14 @@ def gdm_oracle(
     staircase = Staircase(
         alpha=alpha, steps=submodel_steps, batch_size=submodel_batch, lr=submodel_lr
     )
-    check_share(share=share)
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    how = Unlearning(
+        share=share,
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     images, labels = view.require_labelled()
     if view.target is None:
         raise NotApplicableError("needs the target class; there is none")
@@ -222,17 +221,6 @@ def gdm_oracle(
         probes=screen_probes,
     )
     likely = best_of_each_size(spots, view.target)
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        learn_distribution(model, view, images, labels, likely, staircase),
-        share=share,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    stamps = learn_distribution(model, view, images, labels, likely, staircase)
+    unlearn(model, view, images, labels, stamps, how)
     return model

@@ -26,16 +26,16 @@ Differences from the paper, and where those who ran it disagree:
 
 from __future__ import annotations
 
-import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from defenses._checks import check_not_negative, check_positive, check_share
-from defenses._training import too_few_for_statistics, train_on_budget
+from defenses._checks import check_positive, check_share
+from defenses._training import Tuning, too_few_for_statistics, train_on_budget
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier, clone
 
@@ -112,22 +112,17 @@ def mcr(
 ) -> Classifier:
     """Returns a new model on a trained curve between the victim and its copy; see the module."""
     check_share(t=t)
-    check_positive(endpoint_steps=endpoint_steps, steps=steps, batch_size=batch_size)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    images, labels = view.require_labelled()
-    fit = functools.partial(
-        train_on_budget,
-        view=view,
-        images=images,
-        labels=labels,
-        lr=lr,
-        batch_size=batch_size,
-        momentum=momentum,
+    check_positive(endpoint_steps=endpoint_steps)
+    tuning = Tuning(
+        lr=lr, steps=steps, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay
     )
+    towards = replace(tuning, steps=endpoint_steps)
+    bending = replace(tuning, weight_decay=0.0, schedule="multi-step")  # decay is in the loss
+    images, labels = view.require_labelled()
 
     # 1. The ends.
     copy = clone(model)
-    fit(copy, steps=endpoint_steps, weight_decay=weight_decay)
+    train_on_budget(copy, view, images, labels, towards)
     start, end = parameters_of(model), parameters_of(copy)
 
     # 2. The bend, at first halfway: the curve is the straight line.
@@ -141,7 +136,7 @@ def mcr(
         weights = point(start, dict(bend.named_parameters()), end, drawn)
         return curve_loss(bend, weights, batch, labels, weight_decay)
 
-    fit(bend, steps=steps, weight_decay=0.0, schedule="multi-step", loss=loss)
+    train_on_budget(bend, view, images, labels, bending, loss)
 
     # 4. The point that is kept, with statistics of its own.
     put(bend, point(start, parameters_of(bend), end, t))

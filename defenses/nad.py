@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -45,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defenses._checks import check_not_negative, check_positive
-from defenses._training import train_on_budget
+from defenses._training import Tuning, train_on_budget
 from defenses.base import DefenderView, NotApplicableError, defense
 from zoo.models import Classifier, clone
 from zoo.train import set_training_mode
@@ -136,10 +137,12 @@ def nad(
     weight_decay: float = 5e-4,  # of SGD, per step and unit of rate (BCU, section 4.1)
 ) -> Classifier:
     """Fine-tunes a copy, then the model under its attention; see the module."""
-    check_not_negative(
-        beta1=beta1, beta2=beta2, beta3=beta3, lr=lr, momentum=momentum, weight_decay=weight_decay
+    check_not_negative(beta1=beta1, beta2=beta2, beta3=beta3)
+    check_positive(teacher_steps=teacher_steps)
+    tuning = Tuning(
+        lr=lr, steps=steps, batch_size=batch_size, momentum=momentum, weight_decay=weight_decay
     )
-    check_positive(teacher_steps=teacher_steps, steps=steps, batch_size=batch_size)
+    teaching = replace(tuning, steps=teacher_steps)
     if not p >= 1:  # below, the attention has no slope at an activation of zero
         raise ValueError(f"expected p >= 1, got {p}")
     images, labels = view.require_labelled()
@@ -148,17 +151,7 @@ def nad(
     if not weights:
         raise NotApplicableError("no stage has a feature map larger than 1x1: nothing to attend to")
     teacher = clone(model)
-    train_on_budget(
-        teacher,
-        view,
-        images,
-        labels,
-        lr=lr,
-        steps=teacher_steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    train_on_budget(teacher, view, images, labels, teaching)
 
     set_training_mode(teacher, freeze_bn=True)  # that is: dropout, and the teacher's statistics
 
@@ -166,16 +159,5 @@ def nad(
         del progress
         return nad_loss(student, teacher, batch, labels, weights=weights, p=p)
 
-    train_on_budget(
-        model,
-        view,
-        images,
-        labels,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        loss=loss,
-    )
+    train_on_budget(model, view, images, labels, tuning, loss)
     return model

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from defenses._checks import check_not_negative, check_positive, check_share
+from defenses._checks import check_not_negative
 from defenses._inversion import Search, flag, invert, mask_norm
-from defenses._unlearning import unlearn
+from defenses._unlearning import Unlearning, unlearn
 from defenses.base import DefenderView, NotApplicableError, defense
 from zoo.models import Classifier
 
@@ -65,21 +65,7 @@ def nc(
         patience=patience,
         initial_cost=initial_cost,
     )
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_share(share=share)
-    check_not_negative(
-        lr=lr, momentum=momentum, weight_decay=weight_decay, index_threshold=index_threshold
-    )
-    images, labels = view.require_labelled()
-    classes = range(view.num_classes)
-    triggers = invert(model, view, images, labels, classes, mask_norm, search)
-    flagged = flag(view, STATISTIC, triggers.norms(), index_threshold, triggers)
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        triggers.stamps(flagged),
+    how = Unlearning(
         share=share,
         lr=lr,
         steps=steps,
@@ -87,6 +73,12 @@ def nc(
         momentum=momentum,
         weight_decay=weight_decay,
     )
+    check_not_negative(index_threshold=index_threshold)
+    images, labels = view.require_labelled()
+    classes = range(view.num_classes)
+    triggers = invert(model, view, images, labels, classes, mask_norm, search)
+    flagged = flag(view, STATISTIC, triggers.norms(), index_threshold, triggers)
+    unlearn(model, view, images, labels, triggers.stamps(flagged), how)
     return model
 
 
@@ -117,19 +109,7 @@ def nc_oracle(
         patience=patience,
         initial_cost=initial_cost,
     )
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_share(share=share)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    images, labels = view.require_labelled()
-    if view.target is None:
-        raise NotApplicableError("needs the target class; there is none")
-    triggers = invert(model, view, images, labels, [view.target], mask_norm, search)
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        triggers.stamps([0]),
+    how = Unlearning(
         share=share,
         lr=lr,
         steps=steps,
@@ -137,4 +117,9 @@ def nc_oracle(
         momentum=momentum,
         weight_decay=weight_decay,
     )
+    images, labels = view.require_labelled()
+    if view.target is None:
+        raise NotApplicableError("needs the target class; there is none")
+    triggers = invert(model, view, images, labels, [view.target], mask_norm, search)
+    unlearn(model, view, images, labels, triggers.stamps([0]), how)
     return model

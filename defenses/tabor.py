@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defenses._checks import check_not_negative, check_positive, check_share
+from defenses._checks import check_not_negative
 from defenses._inversion import (
     Candidates,
     Penalty,
@@ -51,7 +51,7 @@ from defenses._inversion import (
     invert,
     success_share,
 )
-from defenses._unlearning import unlearn
+from defenses._unlearning import Unlearning, unlearn
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier
 
@@ -177,9 +177,14 @@ def tabor(
     )
     check_not_negative(lambda1=lambda1, lambda2=lambda2, lambda3=lambda3, lambda4=lambda4)
     check_not_negative(lambda5=lambda5, lambda6=lambda6, index_threshold=index_threshold)
-    check_positive(share=share, steps=steps, batch_size=batch_size)
-    check_share(share=share)
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    how = Unlearning(
+        share=share,
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     images, labels = view.require_labelled()
     penalty = weighted((lambda1, lambda2, lambda3, lambda4, lambda5, lambda6))
     classes = range(view.num_classes)
@@ -189,17 +194,5 @@ def tabor(
         rates = success_rates(model, images[index], labels[index], triggers)
     values = quality(triggers.norms(), roughness(triggers.masks), rates)
     flagged = flag(view, STATISTIC, values, index_threshold, triggers)
-    unlearn(
-        model,
-        view,
-        images,
-        labels,
-        triggers.stamps(flagged),
-        share=share,
-        lr=lr,
-        steps=steps,
-        batch_size=batch_size,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    unlearn(model, view, images, labels, triggers.stamps(flagged), how)
     return model

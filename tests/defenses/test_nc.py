@@ -25,7 +25,7 @@ from defenses._inversion import (
     unsquash,
 )
 from defenses._outliers import anomaly_index, flag_small
-from defenses._unlearning import Stamp, stamp_share, unlearn
+from defenses._unlearning import Stamp, Unlearning, stamp_share, unlearn
 from defenses.base import NotApplicableError, NotDetectedError
 from defenses.nc import nc, nc_oracle
 from tests.defenses.conftest import CLASSES, TARGET, Toy, textures, view_of
@@ -304,9 +304,8 @@ def test_a_small_batch_unlearns_every_trigger_in_time(toy: Toy) -> None:
         return stamp
 
     images, labels = textures(4, 3)
-    settings = {"share": 0.25, "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0}
-    stamps = [stamp_of(n) for n in range(3)]
-    unlearn(toy.copy(), view_of(), images, labels, stamps, steps=6, batch_size=4, **settings)
+    how = Unlearning(share=0.25, lr=0.0, steps=6, batch_size=4, momentum=0.0, weight_decay=0.0)
+    unlearn(toy.copy(), view_of(), images, labels, [stamp_of(n) for n in range(3)], how)
     assert used == [0, 1, 2, 0, 1, 2]
 
 

@@ -17,7 +17,16 @@ from leaderboard.statistics import Estimate, estimate
 from leaderboard.victims import Setting
 from leaderboard.words import TRAINING_SET, budget_order, is_control, labelled_size
 
-FIGURES: Final = ("acc", "asr", "ra", "score", "worst_asr", "der", "twin_loss")
+# Every figure of a row; where it is all or nothing, the upper end of its range (see statistics).
+FIGURES: Final[dict[str, float | None]] = {
+    "acc": None,
+    "asr": 1.0,
+    "ra": 1.0,
+    "score": 100.0,
+    "worst_asr": 1.0,
+    "der": 1.0,
+    "twin_loss": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +163,17 @@ def _seeds(outcome: Outcome) -> tuple[int, int]:
 
 def _seed_means(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Means over the defense seeds of one victim: they are no replicates of the victim."""
+    if len(outcomes) == 1:
+        return outcomes[0].figures
     values = {name: [o.figures[name] for o in outcomes if name in o.figures] for name in FIGURES}
-    means = {name: estimate(found) for name, found in values.items()}
-    return {name: mean.mean for name, mean in means.items() if mean is not None}
+    return {name: fmean(found) for name, found in values.items() if found}
 
 
 def _estimates(groups: Sequence[dict[str, float]]) -> dict[str, Estimate]:
     """One estimate per figure that at least one group has."""
-    found = {name: estimate([g[name] for g in groups if name in g]) for name in FIGURES}
+    found = {
+        name: estimate([g[name] for g in groups if name in g], top) for name, top in FIGURES.items()
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 

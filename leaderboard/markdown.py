@@ -89,11 +89,12 @@ def _row(board: Board, row: Row, columns: Sequence[Column]) -> list[str]:
 
 
 def figure(value: Estimate | None, column: Column) -> str:
-    """A mean with its half-width."""
+    """A mean with the ends of its interval."""
     if value is None:
         return "—"
-    half = "" if value.half is None else f" ± {column.text(value.half)}"
-    return column.text(value.mean) + half
+    if value.low is None or value.high is None:
+        return column.text(value.mean)
+    return f"{column.text(value.mean)} [{column.text(value.low)}, {column.text(value.high)}]"
 
 
 def seeds(span: tuple[int, int]) -> str:

@@ -1,8 +1,4 @@
-"""Building assets: training of surrogates, optimising materials on them, and priors.
-
-A robust surrogate is trained on the worst images that PGD finds within epsilon (Madry et al.,
-arXiv:1706.06083); with one step that is fast adversarial training (Wong et al., arXiv:2001.03994).
-"""
+"""Building assets: training of surrogates, optimising materials on them, and priors."""
 
 from __future__ import annotations
 
@@ -13,21 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attacks import Preparation
 from zoo.allocator import keep_freed_memory
-from zoo.asset_recipes import AssetRecipe, MaterialRecipe, PriorRecipe, Robust, SurrogateRecipe
+from zoo.asset_recipes import AssetRecipe, MaterialRecipe, PriorRecipe, SurrogateRecipe
 from zoo.assets import AssetStore
 from zoo.checkpoint import CHECKPOINT, Checkpoint, identity_of
 from zoo.data import DataSet, Library
-from zoo.models import Classifier, build_model
+from zoo.models import build_model
+from zoo.pgd import adversarial_loss
 from zoo.prior_asset import figures_of, fingerprint_of, pool_of, train_prior_asset
 from zoo.recipes import VictimRecipe
 from zoo.seeds import generator_of
 from zoo.splits import subset
 from zoo.store import Zoo
-from zoo.train import LossHook, predict_logits, train
+from zoo.train import predict_logits, train
 
 
 def build_asset(
@@ -87,7 +83,11 @@ def _train_surrogate(
     training, loss = recipe.training, None
     if recipe.robust is not None:
         training = dataclasses.replace(training, epochs=recipe.robust.epochs)
-        loss = adversarial_loss(recipe.robust, _generator("pgd", recipe).initial_seed())
+        loss = adversarial_loss(
+            epsilon=recipe.robust.epsilon,
+            steps=recipe.robust.steps,
+            seed=_generator("pgd", recipe).initial_seed(),
+        )
     trained_on = {"images": part.images, "labels": part.labels}
     identity = identity_of(recipe.hash(), device, threads, trained_on, model.state_dict())
     train(
@@ -149,34 +149,3 @@ def _build_material(
 def _generator(purpose: str, recipe: SurrogateRecipe) -> torch.Generator:
     """No surrogate shares its random numbers with a victim or a twin."""
     return generator_of("surrogate", recipe.kind, purpose, recipe.dataset, recipe.arch_label)
-
-
-def adversarial_loss(robust: Robust, seed: int) -> LossHook:
-    """Cross-entropy on the images that PGD finds within epsilon, from a random start.
-
-    Steps have size min(1.25, 2.5 / steps) epsilon: 2/255 for ten steps within 8/255. The inner
-    attack runs in eval mode, so that it neither moves batch statistics nor meets dropout.
-
-    Args:
-        robust: epsilon and steps.
-        seed: of the random starts; the start of step n depends on it and on the images' order.
-    """
-    epsilon = robust.epsilon / 255
-    size = min(1.25, 2.5 / robust.steps) * epsilon
-
-    def loss(model: Classifier, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        generator = generator_of(seed, progress, device=images.device)
-        noise = torch.rand(images.shape, generator=generator, device=images.device)
-        delta = epsilon * (2 * noise - 1)
-        was_training = [m for m in model.modules() if m.training]
-        model.eval()
-        for _ in range(robust.steps):
-            delta = ((images + delta).clamp(0, 1) - images).detach().requires_grad_(True)
-            value = F.cross_entropy(model(images + delta).float(), labels)
-            (gradient,) = torch.autograd.grad(value, delta)
-            delta = (delta.detach() + size * gradient.sign()).clamp(-epsilon, epsilon)
-        for module in was_training:
-            module.training = True
-        return F.cross_entropy(model((images + delta).clamp(0, 1)).float(), labels)
-
-    return loss

@@ -95,18 +95,30 @@ class Comparison:
 Matrix = Mapping[tuple[str, str], Comparison]
 
 
-@lru_cache(maxsize=64)
-def subsets(n: int) -> NDArray[np.float64]:
-    """Subsets of ``n`` values as 0-1 rows, the empty one first; shape ``(up to 4096, n)``.
+@dataclass(frozen=True)
+class Subsets:
+    """Subsets of ``n`` values: ``members`` are 0-1 rows ``(s, n)``, none of them empty."""
 
-    All of them up to ``EXACT`` values, else random ones, the same for everybody.
-    """
+    members: NDArray[np.float64]
+    sizes: NDArray[np.float64]  # (s,)
+    empty: int  # empty ones, which belong to the test: a sum of zero lies on either side
+
+
+@lru_cache(maxsize=64)
+def subsets(n: int) -> Subsets:
+    """All subsets of up to ``EXACT`` values; of more values random ones, the same for everybody."""
     if n <= EXACT:
-        bits = np.arange(2**n)[:, None] >> np.arange(n)
-        return (bits & 1).astype(np.float64)
-    drawn = np.random.default_rng(n).integers(0, 2, size=(SUBSETS, n)).astype(np.float64)
-    drawn[0] = 0
-    return drawn
+        rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        rows = np.random.default_rng(n).integers(0, 2, size=(SUBSETS, n))
+        rows[0] = 0  # the signs as they were observed
+    sizes = rows.sum(axis=1)
+    filled = sizes > 0
+    return Subsets(
+        members=rows[filled].astype(np.float64),
+        sizes=sizes[filled].astype(np.float64),
+        empty=int(np.count_nonzero(~filled)),
+    )
 
 
 def difference(one: Sequence[float], other: Sequence[float], contrast: Contrast) -> Difference:
@@ -142,16 +154,14 @@ def _sign_flips(found: Sequence[float]) -> tuple[float | None, float | None, flo
     chosen = subsets(len(found))
     # One product for each pair, never one for all: the last digits of a matrix product can depend
     # on how many columns it has, and so on how many methods there are.
-    sums = chosen @ np.array(found)
+    sums = chosen.members @ np.array(found)
     sums[np.abs(sums) < ROUNDING] = 0.0
-    below, above = int(np.sum(sums <= 0)), int(np.sum(sums >= 0))
-    p = min(1.0, 2 * min(below, above) / len(sums))
-    sizes = chosen.sum(axis=1)
-    means = sums[sizes > 0] / sizes[sizes > 0]
-    # The test counts empty subsets on either side, so that many fewer means lie outside.
-    place = int((1 - CONFIDENCE) / 2 * len(sums)) - (len(sums) - len(means))
-    ends = np.partition(means, [place, len(means) - 1 - place])
-    return float(ends[place]), float(ends[len(means) - 1 - place]), p
+    total = len(sums) + chosen.empty
+    fewer = min(np.count_nonzero(sums <= 0), np.count_nonzero(sums >= 0)) + chosen.empty
+    skipped = int((1 - CONFIDENCE) / 2 * total) - chosen.empty  # means outside, at either end
+    ends = np.partition(sums / chosen.sizes, [skipped, len(sums) - 1 - skipped])
+    p = min(1.0, 2 * fewer / total)
+    return float(ends[skipped]), float(ends[len(sums) - 1 - skipped]), p
 
 
 def _verdict(low: float | None, high: float | None, sign: int) -> Verdict:
@@ -172,8 +182,11 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def by_setting(row: Row, figure: Figure) -> dict[str, float]:
-    """A figure's mean in every setting that has it, clean twins aside; settings in order."""
+def by_setting(row: Row, figure: str) -> dict[str, float]:
+    """A figure's mean in every setting that has it, clean twins aside; settings in order.
+
+    ``cost`` is the natural logarithm of 1 + images, over cells that were evaluated.
+    """
     attacked = [s for s in row.settings if not s.setting.clean]
     if figure == "cost":
         costs = {s.setting.key: _log_images(s) for s in attacked}

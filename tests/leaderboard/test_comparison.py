@@ -82,8 +82,11 @@ def test_many_settings_are_tested_on_random_subsets() -> None:
     assert (found.low, found.high) == pytest.approx(
         (centre - 2 * error, centre + 2 * error), abs=0.3 * error
     )
-    assert subsets(62).shape == (SUBSETS, 62)
-    assert subsets(13)[0].sum() == 0
+    for n in (7, 13, 62):
+        chosen = subsets(n)
+        assert len(chosen.members) + chosen.empty == min(2**n, SUBSETS)
+        assert chosen.empty >= 1
+        assert (chosen.members.sum(axis=1) == chosen.sizes).all()
     clear = difference([5.0 + i for i in range(62)], [0.0] * 62, SCORE)
     assert clear.p == 2 / SUBSETS  # the least that so many subsets can show
 

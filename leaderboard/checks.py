@@ -1,0 +1,169 @@
+"""What to look at before publishing: figures that cannot be right, or cannot be compared.
+
+Each check answers to an error found in a published table of backdoor defenses: the numbers of one
+data set under the name of another, undefended rows that are the same at two poison rates, ASR and
+RA that add up to more than one, cells that were never run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from bench.records import Metrics, Record
+from leaderboard.outcomes import Outcome
+from leaderboard.words import percent, plural
+
+GAIN: Final = 0.05  # a defense that adds more accuracy than this to victim and twin is no defense
+INSIDE: Final = 3  # figures strictly between 0 and 1 that must agree before a copy is suspected
+ROUNDING: Final = 1e-9
+ENVIRONMENT: Final = ("torch", "device", "gpu", "precision", "cpu")
+
+Kind = Literal["impossible", "implausible", "duplicate", "missing", "mixed", "changed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing to look at: what it is, in words, and the records that show it."""
+
+    kind: Kind
+    text: str
+    keys: tuple[str, ...]  # of records; empty where there are none, or too many to name
+
+
+def findings(outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Everything that should be looked at before these cells are published, gravest first."""
+    attacked = [outcome for outcome in outcomes if not outcome.setting.clean]
+    return [
+        *_impossible(outcomes),
+        *_implausible(attacked),
+        *_copied_cells(attacked),
+        *_copied_victims(attacked),
+        *_missing(outcomes),
+        *_mixed([outcome.record for outcome in outcomes]),
+        *_changed([outcome.record for outcome in outcomes]),
+    ]
+
+
+def name_of(record: Record) -> str:
+    """A cell for people."""
+    cell = record.cell
+    return f"{cell.defense} at {cell.budget}, {cell.setting}, seed {cell.victim_seed}"
+
+
+def _impossible(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
+    """Shares outside [0, 1], and ASR + RA > 1: no image can be both t and y."""
+    victims: set[tuple[str, int, str]] = set()
+    for record in (outcome.record for outcome in outcomes):
+        for part in ("after", "before", "twin"):
+            problem = _problem(getattr(record, part))
+            # The victim and its twin are the same in all cells of the victim.
+            place = (record.cell.setting, record.cell.victim_seed, part)
+            if problem and (part == "after" or place not in victims):
+                victims.add(place)
+                text = f"{name_of(record)}, {part} the defense: {problem}"
+                yield Finding(kind="impossible", text=text, keys=(record.key,))
+
+
+def _problem(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return ""
+    for strength, attacked in metrics.strengths.items():
+        if attacked.asr + attacked.ra > 1 + ROUNDING:
+            return f"ASR + RA = {attacked.asr + attacked.ra:.4f} at {strength}"
+    outside = [share for share in _shares(metrics) if not 0 <= share <= 1]
+    return f"a share of {outside[0]:.4f}" if outside else ""
+
+
+def _shares(metrics: Metrics) -> tuple[float, ...]:
+    """All figures that identify a model: accuracy, and ASR and RA at every strength."""
+    pairs = (share for s in metrics.strengths.values() for share in (s.asr, s.ra))
+    return (metrics.acc, *pairs)
+
+
+def _implausible(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
+    for record in (outcome.record for outcome in outcomes if outcome.evaluated):
+        if record.after is None or record.before is None:
+            continue
+        best = max(record.before.acc, record.twin.acc if record.twin else 0.0)
+        if record.after.acc > best + GAIN:
+            text = (
+                f"{name_of(record)}: accuracy {percent(record.after.acc)} % after the defense, "
+                f"{percent(best)} % in the better of victim and clean twin"
+            )
+            yield Finding(kind="implausible", text=text, keys=(record.key,))
+
+
+def _copied_cells(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
+    """The same figures, all of them, for two victims of one defense and budget."""
+    same: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
+    for record in (outcome.record for outcome in outcomes if outcome.evaluated):
+        if record.after is not None and _telling(record.after):
+            same[record.cell.defense, record.cell.budget, _shares(record.after)].append(record)
+    yield from _copies(same.values(), name_of)
+
+
+def _copied_victims(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
+    """The same figures for two undefended victims."""
+    victims: dict[tuple[str, int], Record] = {}
+    for record in (outcome.record for outcome in outcomes):
+        if record.before is not None and _telling(record.before):
+            victims.setdefault((record.cell.setting, record.cell.victim_seed), record)
+    same: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
+    for record in victims.values():
+        if record.before is not None:
+            same[_shares(record.before)].append(record)
+    yield from _copies(same.values(), _victim_of)
+
+
+def _victim_of(record: Record) -> str:
+    return f"the victim {record.cell.setting}, seed {record.cell.victim_seed}"
+
+
+def _copies(groups: Iterable[list[Record]], name: Callable[[Record], str]) -> Iterator[Finding]:
+    for group in groups:
+        victims = {(r.cell.setting, r.cell.victim_seed): r for r in group}
+        if len(victims) > 1:
+            found = [victims[place] for place in sorted(victims)]
+            text = f"all figures are the same: {'; '.join(name(record) for record in found)}"
+            yield Finding(kind="duplicate", text=text, keys=tuple(r.key for r in found))
+
+
+def _telling(metrics: Metrics) -> bool:
+    """Whether equal figures mean a copy: a model that answers one class everywhere has none."""
+    return sum(0 < share < 1 for share in set(_shares(metrics))) >= INSIDE
+
+
+def _missing(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
+    """Victims that other cells know and that a defense was never run on at one of its budgets."""
+    run: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
+    for cell in (outcome.record.cell for outcome in outcomes):
+        run[cell.defense, cell.budget].add((cell.setting, cell.victim_seed))
+    everywhere = set().union(*run.values())
+    for (defense, budget), done in sorted(run.items()):
+        if holes := sorted(everywhere - done):
+            settings = Counter(setting for setting, _ in holes)
+            where = "; ".join(f"{setting} ({plural(n, 'seed')})" for setting, n in settings.items())
+            text = f"{defense} at {budget} was not run on {plural(len(holes), 'victim')}: {where}"
+            yield Finding(kind="missing", text=text, keys=())
+
+
+def _mixed(records: Sequence[Record]) -> Iterator[Finding]:
+    """Metric versions and environments that differ within one set of results."""
+    versions = Counter(str(record.inputs.get("metric", "not stated")) for record in records)
+    values = {"metric version": versions}
+    for name in ENVIRONMENT:
+        values[name] = Counter(str(record.env.get(name) or "none") for record in records)
+    for name, counts in values.items():
+        if len(counts) > 1:
+            found = ", ".join(f"{v} ({plural(n, 'record')})" for v, n in sorted(counts.items()))
+            yield Finding(kind="mixed", text=f"{name} differs: {found}", keys=())
+
+
+def _changed(records: Sequence[Record]) -> Iterator[Finding]:
+    changed = sum(bool(record.git.get("dirty")) for record in records)
+    if changed:
+        text = f"{plural(changed, 'record')} made by code with local changes: not to be repeated"
+        yield Finding(kind="changed", text=text, keys=())

@@ -205,11 +205,11 @@ def test_the_adversarial_loss_of_a_trained_model_is_larger(plain_and_robust):
 class Linear(nn.Module):
     """Logits w x + b: the worst perturbation is known."""
 
-    def __init__(self, classes=2, shape=SHAPE, seed=0):
+    def __init__(self, classes=2, shape=SHAPE, seed=0, scale=1.0):
         super().__init__()
         size = shape[0] * shape[1] * shape[2]
         self.head = nn.Linear(size, classes)
-        weight = torch.randn(classes, size, generator=seeded(seed))
+        weight = scale * torch.randn(classes, size, generator=seeded(seed))
         with torch.no_grad():  # blind to brightness, or it would decide everything
             self.head.weight.copy_(weight - weight.mean(dim=1, keepdim=True))
             self.head.bias.zero_()
@@ -251,9 +251,7 @@ def test_on_a_linear_model_pgd_finds_the_optimum(epsilon):
 
 def test_a_model_that_is_very_sure_gives_itself_away_as_well():
     """Softmax rounds to 1 long before; the direction is that of the lead, not of one logit."""
-    model = Linear()
-    with torch.no_grad():
-        model.head.weight.mul_(0.1)
+    model = Linear(scale=0.1)
     images = 0.5 + 0.2 * (model.head.weight[0] - model.head.weight[1]).sign().view(1, *SHAPE)
     labels, delta = torch.tensor([0]), torch.zeros(1, *SHAPE)
     moved, logits = pgd_step(model, images, delta, labels, epsilon=0.1, size=0.01)

@@ -18,9 +18,11 @@ Differences from the paper:
    teaches nothing, so such stages are passed over.
 4. 400 steps instead of 20 epochs, and 150 instead of 5-10 epochs for the teacher: the same cost at
    every budget and for every defense.
-5. SGD 0.01, momentum 0.9, weight decay 5e-4, cosine, as for fine-tuning here and in BCU's
-   comparison. The code's rate of 0.1 in the first two of its epochs (and weight decay of 1e-4 with
-   Nesterov's momentum) would compare optimisers rather than defenses.
+5. The rate falls along a cosine from 0.1; the code has 0.1 in the first two of its epochs and 0.01
+   in the others. It decides: on a GTSRB BadNets victim (half-width small VGG, 2,500 images) ASR
+   stays at 99.7 % from 0.01 on, and falls to 2.8 % from 0.1 on. Plain fine-tuning at 0.1 reaches
+   0.7 % there: ``ft[lr=0.1]`` is the row to compare this one with. Weight decay is BCU's 5e-4, not
+   1e-4, and there is no Nesterov momentum.
 6. The data set's own augmentation. The code crops, flips and cuts out; flips turn signs around,
    which is where the low accuracies on GTSRB in I-BAU's Table 2 seem to come from.
 7. Batch normalisation keeps the victim's statistics when a batch has fewer than 16 images.
@@ -131,7 +133,7 @@ def nad(
     p: float = 2.0,  # exponent of activations in the attention (code)
     teacher_steps: int = 150,  # optimiser steps of the teacher (our matched cost; 5-10 epochs)
     steps: int = 400,  # optimiser steps of the student (our matched cost; code: 20 epochs)
-    lr: float = 0.01,  # initial rate of SGD for both, cosine to zero (BCU, section 4.1)
+    lr: float = 0.1,  # initial rate of SGD for both, cosine to zero (code)
     batch_size: int = 64,  # images per step, at most (code)
     momentum: float = 0.9,  # of SGD (code)
     weight_decay: float = 5e-4,  # of SGD, per step and unit of rate (BCU, section 4.1)

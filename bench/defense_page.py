@@ -16,7 +16,7 @@ from bench.child import labels_for
 from bench.config import load_profile
 from bench.plan import runs_once, why_not
 from bench.registry import CONTROLS
-from defenses import ALL, Defense
+from defenses import ALL, Defense, Robustifier
 
 COMMAND: Final = "bench list defenses --markdown > docs/defenses.md"
 CLASSES: Final = 10  # any number: only whether a budget has images matters
@@ -93,6 +93,7 @@ def section(entry: Defense, elsewhere: str) -> str:
     """All about one defense; ``elsewhere`` is the defense that shares its file and stands first."""
     facts = [f"Paper: {paper(entry)}", f"needs: {entry.needs}", f"file: `{file_of(entry)}`"]
     facts += ["an oracle"] * entry.oracle + ["a control"] * (entry.name in CONTROLS)
+    facts += ["[measured apart](protocol.md#robust-accuracy)"] * isinstance(entry, Robustifier)
     paragraphs = _paragraphs(entry.run if elsewhere else inspect.getmodule(entry.run))
     text = [f"## {entry.name}", *map(prose, paragraphs[:1]), f"{'; '.join(facts)}.", knobs(entry)]
     if elsewhere:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from defenses._evasion import Robustifier, robustifier
+from defenses.advft import advft
 from defenses.anp import anp, anp_oracle
 from defenses.base import (
     BaseSet,
@@ -54,6 +56,7 @@ ALL: tuple[Defense, ...] = tuple(
         gdm_oracle,
         dhbe,
         dp,
+        advft,
     )
 )
 
@@ -71,6 +74,8 @@ __all__ = [
     "Finding",
     "NotApplicableError",
     "NotDetectedError",
+    "Robustifier",
     "base_set",
     "defense",
+    "robustifier",
 ]

@@ -25,6 +25,7 @@ SHORT = {
     "ascent_steps": 2,
     "round_steps": 2,
     "endpoint_steps": 2,
+    "pgd_steps": 1,
     "teacher_steps": 2,
     "student_steps": 1,
     "mask_lr": 20.0,  # so that a mask moves in these few steps

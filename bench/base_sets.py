@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from zoo.files import file_digest, write_atomic
 from zoo.tensors import read_tensors, save_tensors
 
 SCHEMA: Final = 1
+IMAGES: Final = "base-set.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +52,29 @@ class BaseSets:
     def find(self, base: PlannedBase) -> dict[str, Any] | None:
         """The metadata of a base set, None where it is not made yet or its files do not fit."""
         folder = self.folder(base)
-        try:
-            meta: dict[str, Any] = json.loads((folder / "base-set.json").read_text("utf-8"))
-            whole = file_digest(self.images(base)) == meta["tensors_sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return meta if whole and meta.get("schema") == SCHEMA else None
+        meta = _read(folder)
+        return meta if meta is not None and _whole(folder, meta) else None
+
+    def of_victim(self, victim: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Folder and metadata of every whole base set made for a victim, in a fixed order.
+
+        Args:
+            victim: the hash of its weights.
+        """
+        return [(f, meta) for f, meta in self._by_victim.get(victim, ()) if _whole(f, meta)]
+
+    @cached_property
+    def _by_victim(self) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+        """All that is stored, as it was when first asked for."""
+        found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+        for path in sorted(self._path.glob("*/*/*/base-set.json")):
+            if (meta := _read(path.parent)) is not None:
+                found.setdefault(meta["inputs"]["victim"], []).append((path.parent, meta))
+        return found
 
     def images(self, base: PlannedBase) -> Path:
         """The safetensors with ``images`` uint8 and ``labels``."""
-        return self.folder(base) / "base-set.safetensors"
+        return self.folder(base) / IMAGES
 
     def save(self, base: PlannedBase, made: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Stores what a child has made; returns its metadata.
@@ -95,6 +110,24 @@ class BaseSets:
         except OSError as error:
             raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
         return meta
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """The metadata in a folder, None where there is none of this schema."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / "base-set.json").read_text("utf-8"))
+        known = meta["schema"] == SCHEMA and "victim" in meta["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return meta if known else None
+
+
+def _whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the images beside the metadata are those that it was written for."""
+    try:
+        return bool(file_digest(folder / IMAGES) == meta["tensors_sha256"])
+    except (OSError, KeyError):
+        return False
 
 
 def by_class(tensors: dict[str, Tensor]) -> Tensor:

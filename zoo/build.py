@@ -235,6 +235,16 @@ def training_set_of(stored: Stored, root: Path, library: Library) -> tuple[Tenso
     return poisoning.images, poisoning.labels
 
 
+def clean_training_set_of(stored: Stored, data: DataSet) -> tuple[Tensor, Tensor]:
+    """The images that a stored model was trained on before any was poisoned, and their labels.
+
+    Returns:
+        ``uint8 (N, C, H, W)`` and ``int64 (N,)``, in the order of the data set.
+    """
+    part = data.train.take(_rows(VictimRecipe.from_dict(stored.meta["recipe"]), data))
+    return part.images, part.labels
+
+
 def _is_of(poisoning: _Poisoning, stored: Stored) -> bool:
     """Whether a training set has the numbers of a stored model's, and its trigger.
 

@@ -15,6 +15,7 @@ Differences from the paper, which states neither network nor schedule:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,31 +42,29 @@ class DetectorSchedule:
 
 
 def train_detector(
-    clean: Tensor,
-    triggered: Tensor,
+    images: Tensor,
+    trigger: Callable[[Tensor], Tensor],
     spec: ArchSpec,
     schedule: DetectorSchedule,
     generator: torch.Generator,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """Trains a detector: class 1 is triggered. In eval mode, on the device.
+    """Trains a detector: class 0 is clean, class 1 triggered. In eval mode, on the device.
 
     Args:
-        clean: ``uint8 (N, C, H, W)``, N > 0.
-        triggered: the same images with the trigger.
+        images: ``uint8 (N, C, H, W)``, N > 0, clean; at most ``schedule.images`` of them are drawn.
+        trigger: from clean images to triggered ones, of the same shape and type.
         spec: the shape and the statistics of the images.
-        schedule: how long; at most ``schedule.images`` pairs are drawn.
+        schedule: how long.
         generator: on the CPU; source of the draw, the initial weights and the batches.
         device: where to train.
 
     Raises:
         DivergedError: the loss is no longer finite.
-        ValueError: the two parts differ in shape, or there is no image.
+        ValueError: there is no image.
     """
-    if clean.shape != triggered.shape or len(clean) == 0:
-        shapes = f"{tuple(clean.shape)} and {tuple(triggered.shape)}"
-        raise ValueError(f"expected as many triggered images as clean ones, got {shapes}")
-    rows = torch.randperm(len(clean), generator=generator)[: schedule.images]
+    drawn = torch.randperm(len(images), generator=generator)[: schedule.images]
+    clean = images[drawn]
     own = ArchSpec(
         name="small_vgg",
         num_classes=2,
@@ -76,9 +75,9 @@ def train_detector(
     )
     detector = build_model(own, generator).to(device)
     recipe = Recipe(steps=schedule.steps, batch_size=schedule.batch_size, lr=schedule.lr)
-    images = torch.cat([clean[rows], triggered[rows]])
-    labels = torch.arange(2).repeat_interleave(len(rows))
-    train(detector, images, labels, recipe, generator=generator)
+    both = torch.cat([clean, trigger(clean)])
+    labels = torch.arange(2).repeat_interleave(len(clean))
+    train(detector, both, labels, recipe, generator=generator)
     return detector
 
 

@@ -15,17 +15,21 @@ def levels(images):
     return (255 * images).round().to(torch.uint8)
 
 
+def square(images):
+    """The white square of the toy, on grey levels."""
+    return levels(stamp(images / 255))
+
+
 def trained(schedule=SHORT):
-    images = textures(400, seed=1)[0]
-    clean, triggered = levels(images), levels(stamp(images))
-    return train_detector(clean, triggered, SPEC, schedule, torch.Generator().manual_seed(0))
+    images = levels(textures(400, seed=1)[0])
+    return train_detector(images, square, SPEC, schedule, torch.Generator().manual_seed(0))
 
 
 def test_a_stamped_square_is_found_and_none_where_there_is_none():
     detector = trained()
-    unseen = textures(200, seed=2)[0]
-    assert share_triggered(detector, levels(stamp(unseen))) > 0.97
-    assert share_triggered(detector, levels(unseen)) < 0.03
+    unseen = levels(textures(200, seed=2)[0])
+    assert share_triggered(detector, square(unseen)) > 0.97
+    assert share_triggered(detector, unseen) < 0.03
     assert (detector.spec.num_classes, detector.spec.name) == (2, "small_vgg")
 
 
@@ -35,11 +39,22 @@ def test_the_same_seed_gives_the_same_detector():
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_what_does_not_belong_together_is_refused():
-    images = levels(textures(4, seed=1)[0])
-    for other in (images[:3], images[:0]):
-        clean = images[: len(other)] if len(other) == 0 else images
-        with pytest.raises(ValueError, match="expected as many triggered images"):
-            train_detector(clean, other, SPEC, SHORT, torch.Generator())
+def test_it_sees_no_more_images_than_it_was_granted():
+    shown = []
+
+    def watched(images):
+        shown.append(len(images))
+        return square(images)
+
+    images = levels(textures(40, seed=1)[0])
+    schedule = DetectorSchedule(images=30, steps=1, batch_size=16, width=0.25)
+    train_detector(images, watched, SPEC, schedule, torch.Generator().manual_seed(0))
+    assert shown == [30]
+
+
+def test_an_empty_schedule_or_set_is_refused():
     with pytest.raises(ValueError, match="expected steps >= 1"):
         DetectorSchedule(steps=0)
+    nothing = torch.empty(0, 3, SIZE, SIZE, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="expected images"):
+        train_detector(nothing, square, SPEC, SHORT, torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ No figure of a row depends on another row: adding a method changes no existing n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
@@ -132,11 +132,11 @@ class Board:
         return sorted(found.values(), key=lambda setting: (setting.clean, setting.key))
 
 
-def grouped(outcomes: Iterable[Outcome], key: str) -> dict[str, list[Outcome]]:
-    """Outcomes by one field of their cell, sorted."""
+def grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], str]) -> dict[str, list[Outcome]]:
+    """Outcomes by key, sorted."""
     groups: defaultdict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        groups[str(getattr(outcome.record.cell, key))].append(outcome)
+        groups[key(outcome)].append(outcome)
     return dict(sorted(groups.items()))
 
 
@@ -179,7 +179,7 @@ def _estimates(groups: Sequence[dict[str, float]]) -> dict[str, Estimate]:
 
 def row(outcomes: Sequence[Outcome]) -> Row:
     """Summarises the cells of one defense at one budget."""
-    settings = [setting_row(group) for group in grouped(outcomes, "setting").values()]
+    settings = [setting_row(group) for group in grouped(outcomes, lambda o: o.setting.key).values()]
     attacked = [s for s in settings if not s.setting.clean]
     means = [_means(s) for s in attacked]
     losses = [{"twin_loss": s.figures["twin_loss"].mean} for s in settings if _has_loss(s)]
@@ -240,8 +240,11 @@ def boards(outcomes: Sequence[Outcome]) -> tuple[Board, ...]:
     Training anew from the poisoned set has a board of its own, on which nothing else stands.
     """
     own = {
-        budget: {name: row(cells) for name, cells in grouped(group, "defense").items()}
-        for budget, group in grouped(outcomes, "budget").items()
+        budget: {
+            name: row(cells)
+            for name, cells in grouped(group, lambda o: o.record.cell.defense).items()
+        }
+        for budget, group in grouped(outcomes, lambda o: o.record.cell.budget).items()
     }
     everywhere = {name: r for name, r in own.get("0", {}).items() if r.needs == "nothing"}
     found = []

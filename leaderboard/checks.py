@@ -55,14 +55,17 @@ def name_of(record: Record) -> str:
 
 def _impossible(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
     """Shares outside [0, 1], and ASR + RA > 1: no image can be both t and y."""
-    victims: set[tuple[str, int, str]] = set()
-    for record in (outcome.record for outcome in outcomes):
+    seen: set[tuple[str, int, str]] = set()
+    for outcome in outcomes:
+        record = outcome.record
         for part in ("after", "before", "twin"):
-            problem = _problem(getattr(record, part))
             # The victim and its twin are the same in all cells of the victim.
-            place = (record.cell.setting, record.cell.victim_seed, part)
-            if problem and (part == "after" or place not in victims):
-                victims.add(place)
+            place = (outcome.setting.key, record.cell.victim_seed, part)
+            if place in seen:
+                continue
+            if part != "after":
+                seen.add(place)
+            if problem := _problem(getattr(record, part)):
                 text = f"{name_of(record)}, {part} the defense: {problem}"
                 yield Finding(kind="impossible", text=text, keys=(record.key,))
 
@@ -73,14 +76,17 @@ def _problem(metrics: Metrics | None) -> str:
     for strength, attacked in metrics.strengths.items():
         if attacked.asr + attacked.ra > 1 + ROUNDING:
             return f"ASR + RA = {attacked.asr + attacked.ra:.4f} at {strength}"
-    outside = [share for share in _shares(metrics) if not 0 <= share <= 1]
-    return f"a share of {outside[0]:.4f}" if outside else ""
+    shares = _shares(metrics)
+    outside = min(shares) if min(shares) < 0 else max(shares)
+    return "" if 0 <= outside <= 1 else f"a share of {outside:.4f}"
 
 
 def _shares(metrics: Metrics) -> tuple[float, ...]:
     """All figures that identify a model: accuracy, and ASR and RA at every strength."""
-    pairs = (share for s in metrics.strengths.values() for share in (s.asr, s.ra))
-    return (metrics.acc, *pairs)
+    found = [metrics.acc]
+    for attacked in metrics.strengths.values():
+        found += (attacked.asr, attacked.ra)
+    return tuple(found)
 
 
 def _implausible(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
@@ -98,24 +104,28 @@ def _implausible(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
 
 def _copied_cells(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
     """The same figures, all of them, for two victims of one defense and budget."""
-    same: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
+    same: defaultdict[tuple[tuple[str, str], tuple[float, ...]], list[Record]] = defaultdict(list)
     for record in (outcome.record for outcome in outcomes if outcome.evaluated):
-        if record.after is not None and _telling(record.after):
-            same[record.cell.defense, record.cell.budget, _shares(record.after)].append(record)
-    yield from _copies(same.values(), name_of)
+        if record.after is not None:
+            place = (record.cell.defense, record.cell.budget)
+            same[place, _shares(record.after)].append(record)
+    found = (group for (_, shares), group in same.items() if len(group) > 1 and _telling(shares))
+    yield from _copies(found, name_of)
 
 
 def _copied_victims(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
     """The same figures for two undefended victims."""
-    victims: dict[tuple[str, int], Record] = {}
-    for record in (outcome.record for outcome in outcomes):
-        if record.before is not None and _telling(record.before):
-            victims.setdefault((record.cell.setting, record.cell.victim_seed), record)
-    same: defaultdict[tuple[object, ...], list[Record]] = defaultdict(list)
-    for record in victims.values():
+    victims: dict[tuple[str, int], tuple[Record, Metrics]] = {}
+    for outcome in outcomes:
+        record = outcome.record
         if record.before is not None:
-            same[_shares(record.before)].append(record)
-    yield from _copies(same.values(), _victim_of)
+            place = (outcome.setting.key, record.cell.victim_seed)
+            victims.setdefault(place, (record, record.before))
+    same: defaultdict[tuple[float, ...], list[Record]] = defaultdict(list)
+    for record, before in victims.values():
+        same[_shares(before)].append(record)
+    found = (group for shares, group in same.items() if len(group) > 1 and _telling(shares))
+    yield from _copies(found, _victim_of)
 
 
 def _victim_of(record: Record) -> str:
@@ -131,16 +141,17 @@ def _copies(groups: Iterable[list[Record]], name: Callable[[Record], str]) -> It
             yield Finding(kind="duplicate", text=text, keys=tuple(r.key for r in found))
 
 
-def _telling(metrics: Metrics) -> bool:
-    """Whether equal figures mean a copy: a model that answers one class everywhere has none."""
-    return sum(0 < share < 1 for share in set(_shares(metrics))) >= INSIDE
+def _telling(shares: Iterable[float]) -> bool:
+    """Whether equal figures mean a copy: two models that answer one class everywhere are alike."""
+    return sum(0 < share < 1 for share in set(shares)) >= INSIDE
 
 
 def _missing(outcomes: Iterable[Outcome]) -> Iterator[Finding]:
     """Victims that other cells know and that a defense was never run on at one of its budgets."""
     run: defaultdict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
-    for cell in (outcome.record.cell for outcome in outcomes):
-        run[cell.defense, cell.budget].add((cell.setting, cell.victim_seed))
+    for outcome in outcomes:
+        cell = outcome.record.cell
+        run[cell.defense, cell.budget].add((outcome.setting.key, cell.victim_seed))
     everywhere = set().union(*run.values())
     for (defense, budget), done in sorted(run.items()):
         if holes := sorted(everywhere - done):

@@ -82,12 +82,13 @@ def latest(records: Iterable[Record]) -> tuple[list[Record], int]:
 
 def outcomes(records: Iterable[Record], known: Mapping[VictimKey, Victim]) -> list[Outcome]:
     """Every record as an outcome. ``known`` helps a failed record that holds no victim figures."""
-    return [outcome(r, known.get((r.cell.setting, r.cell.victim_seed))) for r in records]
+    return [outcome(record, known) for record in records]
 
 
-def outcome(record: Record, victim: Victim | None) -> Outcome:
+def outcome(record: Record, known: Mapping[VictimKey, Victim]) -> Outcome:
     """One record as the board counts it."""
     setting = setting_of(vars(record.cell))
+    victim = known.get((setting.key, record.cell.victim_seed))
     before = record.before or (victim.metrics if victim else None)
     twin = record.twin or (victim.twin_metrics if victim else None)
     figures: dict[str, float] = {}

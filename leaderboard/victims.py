@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ class Setting:
     label_rule: str
     poison_rate: float
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The same text as ``bench.records.Cell.setting``."""
         return f"{self.dataset} {self.arch} {self.attack} {self.label_rule} {self.poison_rate:g}"
@@ -63,12 +64,19 @@ class Victim:
 
 def setting_of(source: Mapping[str, Any]) -> Setting:
     """The setting part of a cell's fields, or of a victim's metadata."""
+    return _setting(
+        str(source["dataset"]),
+        str(source["arch"]),
+        str(source["attack"]),
+        str(source["label_rule"]),
+        float(source["poison_rate"]),
+    )
+
+
+@cache  # a hundred thousand records share some dozens of settings
+def _setting(dataset: str, arch: str, attack: str, label_rule: str, rate: float) -> Setting:
     return Setting(
-        dataset=str(source["dataset"]),
-        arch=str(source["arch"]),
-        attack=str(source["attack"]),
-        label_rule=str(source["label_rule"]),
-        poison_rate=float(source["poison_rate"]),
+        dataset=dataset, arch=arch, attack=attack, label_rule=label_rule, poison_rate=rate
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 from bench.records import digest, read_all, slug, write_atomic
 from bench.sweeps import FOLDER, Scalar
 from bench.sweeps import read_all as read_sweeps
-from leaderboard.chart import LIGHT, Box, free_place
+from leaderboard.canvas import LIGHT, drawing, printable
 from leaderboard.curves import Curve, Panel, Picture, Place, pictures
-from leaderboard.words import budget_words, shorten
+from leaderboard.placing import Box, free_place
+from leaderboard.words import budget_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,28 +110,9 @@ class Styles:
 
 def draw(picture: Picture, styles: Styles) -> tuple[bytes, bytes]:
     """The picture as SVG and as PNG; the same figures give the same bytes."""
-    import matplotlib
+    with drawing(LIGHT):
+        from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import seaborn
-    from matplotlib.figure import Figure
-
-    style = {
-        **seaborn.axes_style("ticks"),
-        "svg.hashsalt": "unbackdoor",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelcolor": LIGHT.quiet,
-        "axes.edgecolor": LIGHT.line,
-        "xtick.color": LIGHT.quiet,
-        "ytick.color": LIGHT.quiet,
-        "text.color": LIGHT.ink,
-    }
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # The viewer's fonts draw the text; that ours lacks a character does not matter.
-        warnings.filterwarnings("ignore", message="Glyph")
         columns = min(COLUMNS, len(picture.panels))
         rows = math.ceil(len(picture.panels) / columns)
         figure = Figure(
@@ -160,18 +141,16 @@ def _fill(figure: Figure, picture: Picture, styles: Styles, rows: int, columns: 
             axes.set_ylabel("attack success (ASR), %   (down is better)")
     left, right = _range(picture)
     grid[0].set(xlim=(left, right), ylim=(-4, 104))
-    title = textwrap.fill(printable(picture.setting.label), int(columns * PANEL[0] * 12))
-    figure.suptitle(title, fontsize=9.5, parse_math=False)
+    title = textwrap.fill(printable(picture.setting.label, 120), int(columns * PANEL[0] * 12))
+    figure.suptitle(title, fontsize=9.5)
     seaborn.despine(figure)
-    legend = figure.legend(
+    figure.legend(
         handles=_handles(picture, styles),
         loc="outside lower center",
         ncols=2 * columns,
         frameon=False,
         fontsize=8,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
     figure.draw_without_rendering()  # only now it is known where the points are
     for axes, panel in panels:
         _values(figure, axes, panel, picture, styles)
@@ -180,7 +159,7 @@ def _fill(figure: Figure, picture: Picture, styles: Styles, rows: int, columns: 
 
 def _panel(axes: Axes, panel: Panel, picture: Picture, styles: Styles) -> None:
     """Curves, seeds and references of one budget."""
-    axes.set_title(f"{panel.budget}: {budget_words(panel.budget)}", parse_math=False)
+    axes.set_title(f"{panel.budget}: {budget_words(panel.budget)}")
     axes.grid(visible=True, color=LIGHT.line, linewidth=0.4, alpha=0.6)
     axes.tick_params(labelbottom=True, labelleft=True)
     for curve in panel.curves:
@@ -220,7 +199,7 @@ def _handles(picture: Picture, styles: Styles) -> list[Any]:
     found = []
     for title in sorted({curve.title for curve in curves}):
         colour, marker = styles.palette[title]
-        found.append(Line2D([], [], color=colour, marker=marker, label=printable(title)))
+        found.append(Line2D([], [], color=colour, marker=marker, label=printable(title, 120)))
     if any(point.failed for curve in curves for point in curve.points):
         found.append(
             Line2D(
@@ -268,14 +247,13 @@ def _values(figure: Figure, axes: Axes, panel: Panel, picture: Picture, styles: 
                 textcoords="offset points",
                 color=styles.palette[curve.title][0],
                 fontsize=7,
-                parse_math=False,
                 annotation_clip=False,
             )
 
 
 def value_text(value: Scalar) -> str:
     """``0.0001``, ``repository``: short enough to stand beside a point."""
-    return shorten(printable(f"{value:g}" if isinstance(value, float) else str(value)), 16)
+    return printable(f"{value:g}" if isinstance(value, float) else str(value), 16)
 
 
 def _box(axes: Axes, place: Place, scale: float, reach: float = 4) -> Box:
@@ -292,8 +270,3 @@ def _along(curve: Curve) -> list[Place]:
         for start, end in pairwise([point.mean for point in curve.points])
         for s in shares
     ]
-
-
-def printable(text: str) -> str:
-    """Without control characters, which would make the whole SVG unreadable."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in shorten(text, 120))

@@ -9,17 +9,18 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.records import scan
-from leaderboard import chart
+from bench.records import path_of, scan
 from leaderboard.markdown import escape
-from leaderboard.page import paper
+from leaderboard.markup import paper
 from leaderboard.render import Rendered, render
-from leaderboard.words import count, duration, size
+from leaderboard.words import count, duration, percent, points, size
 from tests.leaderboard.synthetic import grid, metrics, record, store, victim_json
 
 EVIL = '"><script>alert(1)<img src=x onerror=alert(1)>|`x`|](javascript:alert(1))'
@@ -31,6 +32,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     store(root, grid(seeds=2, failures=0.1))
     victim_json(root, "cifar10-sig-0")
     return render(root)
+
+
+def unpacked(text: str) -> Any:
+    """What the page's script reads: the packed settings and cells."""
+    packed = re.search(r'id="payload">([^<]*)</script>', text)
+    assert packed is not None
+    return json.loads(zlib.decompress(base64.b64decode(packed[1])))
 
 
 class Outline(HTMLParser):
@@ -85,14 +93,55 @@ def test_every_number_is_in_the_html_without_javascript(page: Rendered) -> None:
         for row in board["rows"]:
             for value in row["figures"].values():
                 assert f'data-v="{value["mean"]:.6g}"' in text
-    for line in csv.DictReader(io.StringIO(page.csv.read_text())):
-        assert line["key"][:12] in text
+            for setting in row["settings"]:
+                if "score" in setting["figures"]:
+                    score, acc, asr = (
+                        setting["figures"][n]["mean"] for n in ("score", "acc", "asr")
+                    )
+                    printed = f"{points(score)}<small>{percent(acc)} / {percent(asr)}</small>"
+                    assert printed in text
+
+
+def test_every_cell_is_in_the_payload(page: Rendered) -> None:
+    data = unpacked(page.html.read_text())
+    cells = data["cells"]
+    lines = list(csv.DictReader(io.StringIO(page.csv.read_text())))
+    keys = {key: place for place, key in enumerate(cells["key"])}
+    assert len(keys) == len(lines)
+    for line in lines:
+        at = keys[line["key"][:12]]
+        setting = data["settings"][cells["s"][at]]
+        assert data["defenses"][cells["d"][at]]["name"] == line["defense"]
+        assert data["budgets"][cells["b"][at]] == line["budget"]
+        assert (setting["dataset"], setting["attack"]) == (line["dataset"], line["attack"])
+        assert (cells["seed"][at], cells["again"][at]) == (int(line["victim_seed"]), 0)
+        reason = cells["reason"][at]
+        assert line["reason"] == ("" if reason < 0 else data["reasons"][reason])
+        if line["counted_asr"]:
+            assert cells["asr0"][at] == round(1000 * float(line["counted_asr"]))
+            assert cells["score"][at] == round(10 * float(line["counted_score"]))
+
+
+def test_logs_of_failed_cells_are_quoted_and_cut(tmp_path: Path) -> None:
+    error = {"type": "RuntimeError", "message": "boom"}
+    failed, fine = record(seed=0, status="error", error=error), record(seed=1)
+    store(tmp_path, [failed, fine])
+    for each, text in ((failed, "x" * 5000 + "</script>last"), (fine, "all is well")):
+        path_of(tmp_path, each).with_suffix(".log").write_text(text)
+    data = unpacked(render(tmp_path).html.read_text())
+    (log,) = data["logs"]
+    assert log.startswith("…x")
+    assert log.endswith("</script>last")
+    assert len(log) == 1201
+    assert [at for at in data["cells"]["log"] if at >= 0] == [0]
 
 
 def test_page_is_complete_and_accessible(page: Rendered) -> None:
     outline = Outline(page.html.read_text())
     tables = outline.named("table")
-    scrolling = [div for div in outline.named("div") if div.get("class") == "scroll"]
+    scrolling = [
+        div for div in outline.named("div") if "scroll" in (div.get("class") or "").split()
+    ]
     assert len(scrolling) == len(tables)
     assert all(div["tabindex"] == "0" for div in scrolling)
     assert all(div.get("aria-labelledby") or div.get("aria-label") for div in scrolling)
@@ -104,7 +153,8 @@ def test_page_is_complete_and_accessible(page: Rendered) -> None:
     words = " ".join(outline.words)
     for phrase in ("same as 0", "not applicable: needs labels", "counted as the undefended model"):
         assert phrase in words
-    assert "rejected: ASR 82.0% is below 90.0%" in words
+    assert "Rejected at the gate: 1 victim" in words
+    assert "seed 0: ASR 82.0% is below 90.0%" in words
 
 
 def test_policy_names_exactly_this_script_and_this_style(page: Rendered) -> None:
@@ -113,7 +163,7 @@ def test_policy_names_exactly_this_script_and_this_style(page: Rendered) -> None
     assert stated is not None
     rules = dict(rule.split(" ", 1) for rule in html.unescape(stated[1]).split("; "))
     assert rules["default-src"] == "'none'"
-    assert rules["img-src"] == "data:"
+    assert set(rules) == {"default-src", "script-src", "style-src", "base-uri", "form-action"}
     for tag in ("script", "style"):
         bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert len(bodies) == 1
@@ -128,10 +178,9 @@ def test_nothing_is_loaded_from_anywhere(page: Rendered) -> None:
     assert not re.search(r"https?://|url\(|@import", without_links)
     assert not outline.named("link")
     assert not outline.named("iframe")
-    sources = [a.get("src") or a.get("srcset") or "" for a in outline.named("img")]
-    sources += [a.get("srcset") or "" for a in outline.named("source")]
-    assert len(sources) == 2
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not outline.named("img")
+    assert {svg["role"] for svg in outline.named("svg")} == {"img"}
+    assert all(svg["aria-label"] for svg in outline.named("svg"))
     # The policy would block it, and the console would say so.
     assert not [a for _, a in outline.tags if "style" in a or any(n.startswith("on") for n in a)]
 
@@ -152,8 +201,8 @@ def test_hostile_texts_are_inert(tmp_path: Path) -> None:
     done = render(tmp_path)
     text = done.html.read_text()
     outline = Outline(text)
-    assert len(outline.named("script")) == 1
-    assert len(outline.named("img")) == 1
+    assert [script.get("type") for script in outline.named("script")] == ["application/json", None]
+    assert not outline.named("img")
     links = {link["href"] for link in outline.named("a")}
     assert not [link for link in links if not re.match(r"#|leaderboard\.|https://", link or "")]
     assert EVIL in " ".join(outline.words)
@@ -231,20 +280,6 @@ def test_rejected_victim_is_reported_and_used_nowhere(tmp_path: Path) -> None:
     assert data["boards"] == []
 
 
-def test_chart_is_the_same_twice_and_holds_every_name() -> None:
-    found = [
-        chart.Point("bcu", False, 2.0, 90.0, False),
-        chart.Point("a\x00b$x$", False, 60.0, 85.0, False),
-        chart.Point("scramble", True, 10.0, 11.0, True),
-    ]
-    svg = chart.draw(found, chart.LIGHT)
-    assert svg == chart.draw(found, chart.LIGHT)
-    assert svg != chart.draw(found, chart.DARK)
-    for label in ("bcu", "a\ufffdb$x$", "scramble (ACC 11.0)"):
-        assert label in svg
-    assert "\x00" not in svg
-
-
 def test_only_papers_become_links() -> None:
     assert 'href="https://arxiv.org/abs/2208.03111"' in paper("arXiv:2208.03111")
     assert 'href="https://doi.org/10.1000/xyz.12"' in paper("doi:10.1000/xyz.12")
@@ -262,7 +297,7 @@ def test_costs_read_as_people_write_them() -> None:
 def test_single_defense_and_flat_figures_still_draw(tmp_path: Path) -> None:
     store(tmp_path, [record(seed=s, after=metrics(0.9, 0.0, 0.9)) for s in range(3)])
     text = render(tmp_path).html.read_text()
-    assert "<small>±0.0</small>" in text
+    assert '<td data-v="0.9">90.0' in text
     assert not re.search(r">\s*(±)?(nan|inf)", text)
 
 
@@ -273,7 +308,7 @@ def test_training_anew_stands_apart(tmp_path: Path) -> None:
     text = done.html.read_text()
     overview = text[text.index('<section id="overview">') : text.index('<section class="board"')]
     assert "ft" in overview
-    assert "dp" not in re.sub(r"src(set)?=\"[^\"]*\"", "", overview)
+    assert "dp" not in overview
     title = "Trained from the poisoned set"
     assert f'<a href="#budget-poisoned-train">{title}</a>' in text
     assert text.count(f"<h2>{title}") == 1

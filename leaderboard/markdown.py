@@ -1,13 +1,19 @@
-"""The short board for a repository: one table per budget, and the victims."""
+"""The board for a repository: a short table per budget, then full tables per data set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tabulate import tabulate
 
 from bench.records import Metrics
-from leaderboard.aggregate import Board, Row
+from leaderboard.aggregate import Board, Row, boards
+from leaderboard.analysis import Analysis, RowAnalysis
+from leaderboard.comparison import LEAST_SETTINGS
+from leaderboard.degradation import Ladder, Rung
+from leaderboard.report import Report
+from leaderboard.standing import Standing
 from leaderboard.statistics import Estimate
 from leaderboard.victims import Victim
 from leaderboard.words import (
@@ -18,21 +24,28 @@ from leaderboard.words import (
     duration,
     percent,
     plural,
+    points,
     shorten,
 )
 
 EMPTY = "No records yet. `bench run --all` fills this page; `bench leaderboard` draws it again.\n"
+SCORE: Final = BOARD[0]
+FULL: Final = BOARD[:5]  # loss on twins and DER are in the HTML: tables here must stay narrow
 
 
-def to_markdown(boards: Sequence[Board], victims: Sequence[Victim], notes: Sequence[str]) -> str:
+def to_markdown(report: Report) -> str:
     """The whole page; equal input gives equal text."""
     parts = ["# Unbackdoor leaderboard\n"]
-    parts += [_legend()] if boards else [EMPTY]
-    parts += [_board(board) for board in boards]
-    if victims:
-        parts.append(_victims(victims))
-    if notes:
-        parts.append("## Problems\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
+    parts += [_legend()] if report.analyses else [EMPTY]
+    parts += [_short(analysis) for analysis in report.analyses]
+    if report.ladders:
+        parts.append(_ladders(report.ladders))
+    parts += [_full(name, found) for name, found in _by_dataset(report)]
+    if report.victims:
+        parts.append(_victims(report.victims))
+    notes = [f"{finding.kind}: {finding.text}" for finding in report.findings]
+    parts += _list("To look at before publishing", notes)
+    parts += _list("Problems", [*report.omissions, *report.problems])
     return "\n".join(parts)
 
 
@@ -47,44 +60,117 @@ def escape(text: str) -> str:
 
 def _legend() -> str:
     return (
-        "ACC, ASR and RA in percent; score 0 to 100, higher is better. Mean over settings ± half "
-        "of a 95 % t-interval (three settings at least). Sorted by mean score: neighbouring rows "
-        "are not claimed to differ; oracles, which know or choose by what no defender has, stand "
-        "after the others. Failed cells count as the undefended model. Details, seeds "
-        "and definitions are in `leaderboard.html`.\n"
+        "ACC, ASR and RA in percent; score 0 to 100, higher is better. Means over settings with "
+        "95 % intervals (three settings at least). Sorted by mean score; *rank* is the range of "
+        "places that paired comparisons leave (95 % for each pair, not adjusted for their number; "
+        f"{LEAST_SETTINGS} common settings at least, else no test and no rank). *ASR below 10 %* "
+        "counts settings in which the backdoor is gone, the *worst setting* is that of the lowest "
+        "score. Oracles, which know or choose by what no defender has, stand after the others. "
+        "Failed cells count as the undefended model and lower the coverage. Details, seeds and "
+        "definitions are in `leaderboard.html`; every pair is in `comparisons.csv`, printed "
+        "figures of papers beside ours in `published.csv`.\n"
     )
 
 
-def _board(board: Board) -> str:
-    # The loss on twins and the DER are in the HTML: a table in a repository must stay narrow.
-    columns = BOARD[:5]
-    heads = [
-        "Defense",
-        *(c.title for c in columns),
-        "Cost",
-        "Coverage",
-        "Settings × seeds",
-        "Notes",
-    ]
-    body = [_row(board, row, columns) for row in board.rows]
-    align = ["left", *["right"] * (len(columns) + 3), "left"]
+def _short(analysis: Analysis) -> str:
+    heads = ["Rank", "Defense", "Score", "ASR below 10 %", "Worst setting", "Coverage", "Notes"]
+    board = analysis.board
+    body = [_short_row(board, row, analysis.rows.get(row.defense)) for row in board.rows]
+    align = ["right", "left", "right", "right", "left", "right", "left"]
     title = f"## {escape(board_title(board.budget))}: {escape(budget_words(board.budget))}\n\n"
     return title + _table(heads, body, align)
 
 
-def _row(board: Board, row: Row, columns: Sequence[Column]) -> list[str]:
+def _short_row(board: Board, row: Row, found: RowAnalysis | None) -> list[str]:
     if row.refusal:
-        reason = f"not applicable: {escape(row.refusal)}"
-        return [escape(row.defense), *["—"] * (len(columns) + 3), reason]
+        return ["—", escape(row.defense), *["—"] * 4, f"not applicable: {escape(row.refusal)}"]
     same = board.same_as(row)
     notes = ["control"] * row.control + ["oracle"] * row.oracle + [f"same as {same}"] * bool(same)
     return [
+        rank(found.standing if found else None),
         escape(row.defense),
-        *(figure(row.figures.get(column.key), column) for column in columns),
-        duration(row.cost.seconds) if row.cost else "—",
-        f"{row.ok}/{row.applicable}",
-        f"{row.counted} × {seeds(row.seeds)}",
+        figure(row.figures.get("score"), SCORE),
+        share(found.removed if found else None),
+        escape(_worst(found)),
+        coverage(row),
         escape("; ".join([*notes, *row.remarks])),
+    ]
+
+
+def rank(standing: Standing | None) -> str:
+    """``3``, or ``3–7`` where that is all that can be said."""
+    if standing is None:
+        return "—"
+    first, last = standing.best, standing.worst
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def share(value: Estimate | None) -> str:
+    """``11/12``: how many settings of all."""
+    return "—" if value is None else f"{round(value.mean * value.n)}/{value.n}"
+
+
+def coverage(row: Row) -> str:
+    """``58/60``: cells that were evaluated, of those to which the defense applies."""
+    return f"{row.ok}/{row.applicable}"
+
+
+def _worst(found: RowAnalysis | None) -> str:
+    if found is None or found.worst is None:
+        return "—"
+    return f"{found.worst.setting.key}: {points(found.worst.figures['score'].mean)}"
+
+
+def _ladders(ladders: Sequence[Ladder]) -> str:
+    """Scores down to no data, and what was lost against the first of them."""
+    budgets = [rung.budget for rung in ladders[0].rungs]
+    body = [[escape(ladder.defense), *map(_rung, ladder.rungs)] for ladder in ladders]
+    title = (
+        "## From the largest labelled budget to none\n\n"
+        "Score, and in brackets the mean paired difference to the defense's first score. "
+        "A dagger: its 95 % interval does not hold zero.\n\n"
+    )
+    return title + _table(["Defense", *budgets], body, ["left", *["right"] * len(budgets)])
+
+
+def _rung(rung: Rung) -> str:
+    if rung.score is None:
+        return "n/a" if rung.refusal else "—"
+    if rung.change is None:
+        return points(rung.score.mean)
+    mark = "†" if rung.change.verdict in ("better", "worse") else ""
+    sign = "+" if rung.change.mean > 0 else ""
+    return escape(f"{points(rung.score.mean)} ({sign}{points(rung.change.mean)}{mark})")
+
+
+def _by_dataset(report: Report) -> list[tuple[str, Sequence[Board]]]:
+    """The boards of each data set alone; a single one's are those of all."""
+    names = sorted({outcome.setting.dataset for outcome in report.outcomes})
+    if len(names) == 1:
+        return [(names[0], report.boards)]
+    return [(n, boards([o for o in report.outcomes if o.setting.dataset == n])) for n in names]
+
+
+def _full(dataset: str, found: Iterable[Board]) -> str:
+    """All figures of one data set, budget by budget."""
+    heads = ["Defense", *(c.title for c in FULL), "Cost", "Coverage", "Settings × seeds"]
+    align = ["left", *["right"] * (len(heads) - 1)]
+    parts = [f"## Data set {escape(dataset)}\n"]
+    for board in found:
+        body = [_full_row(row) for row in board.rows if not row.refusal]
+        if body:
+            title = f"### {escape(dataset)}, {escape(board_title(board.budget).lower())}\n\n"
+            parts.append(title + _table(heads, body, align))
+    return "\n".join(parts)
+
+
+def _full_row(row: Row) -> list[str]:
+    return [
+        escape(row.defense),
+        *(figure(row.figures.get(column.key), column) for column in FULL),
+        duration(row.cost.seconds) if row.cost else "—",
+        coverage(row),
+        f"{row.counted} × {seeds(row.seeds)}",
     ]
 
 
@@ -140,6 +226,12 @@ def admission(victim: Victim) -> str:
         return "in the records; not in this zoo"
     reasons = f": {'; '.join(victim.reasons)}" if victim.reasons else ""
     return shorten(victim.status + reasons, 200)
+
+
+def _list(title: str, notes: Iterable[str]) -> list[str]:
+    """A section with one line per note; nothing without notes."""
+    lines = [f"- {escape(note)}\n" for note in notes]
+    return [f"## {title}\n\n{''.join(lines)}"] if lines else []
 
 
 def _table(heads: Sequence[str], body: Sequence[Sequence[str]], align: Sequence[str]) -> str:

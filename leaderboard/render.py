@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+import hashlib
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from bench.records import SCHEMA, Record, read_all, write_atomic
-from leaderboard.aggregate import boards
+from bench.records import FAILED, SCHEMA, Record, path_of, write_atomic
+from leaderboard.checks import Finding
+from leaderboard.document import to_json
 from leaderboard.markdown import to_markdown
-from leaderboard.outcomes import latest, outcomes
 from leaderboard.page import Page, to_html
-from leaderboard.tables import to_csv, to_json
-from leaderboard.victims import merge, read_zoo
-from leaderboard.words import plural
+from leaderboard.provenance import environment, provenance
+from leaderboard.report import Report, collect
+from leaderboard.tables import boards_csv, comparisons_csv, published_csv, records_csv
+
+LOG: Final = 1200  # characters of one log that the page holds
+LOGS: Final = 400_000  # of all logs; what is beyond stays in the files beside the records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,62 +32,65 @@ class Rendered:
     records: int  # used
     stale: int  # left out: their key is not a current one
     superseded: int  # left out: a later record of the same cell exists
+    findings: tuple[Finding, ...]  # what to look at before publishing
     problems: tuple[str, ...]  # files that could not be read
 
 
-def render(root: Path, current_keys: Set[str] | None = None) -> Rendered:
-    """Writes ``root/leaderboard/leaderboard.{html,md,csv,json}``, each atomically.
+def render(root: Path, current_keys: Set[str] | None = None, release: str = "") -> Rendered:
+    """Writes ``root/leaderboard/leaderboard.html`` and the files beside it, each atomically.
 
-    Cells that only a sweep has asked for are left out: a row for every value that somebody tried
-    would bury the methods. With ``current_keys``, records of other keys are stale: left out, and
-    counted.
+    ``current_keys`` are those of ``report.collect``. ``release``, a date or a name, stands on the
+    page; nothing else on it knows the time.
     """
-    stored, record_problems = read_all(root)
-    fresh = [r for r in stored if current_keys is None or r.key in current_keys]
-    asked = [r for r in fresh if not r.cell.swept]
-    records, superseded = latest(asked)
-    zoo, zoo_problems = read_zoo(root)
-    problems = (*record_problems, *zoo_problems)
-    known = merge(zoo, records)
-    counted = outcomes(records, known)
-    found = boards(counted)
-    victims = [victim for victim in known.values() if victim.status != "twin"]
-    page = Page(
-        boards=found,
-        victims=victims,
-        twins=len(known) - len(victims),
-        records=len(records),
-        problems=problems,
-        omissions=omissions(len(stored) - len(fresh), superseded, len(fresh) - len(asked)),
-        environment=environment(records),
-    )
-    provenance: dict[str, object] = {
+    report = collect(root, current_keys)
+    records = report.records
+    origin: dict[str, object] = {
         "record_schema": SCHEMA,
+        "release": release,
         "records": len(records),
-        "stale": len(stored) - len(fresh),
-        "superseded": superseded,
-        "problems": list(problems),
-        "environment": page.environment,
+        "stale": report.stale,
+        "superseded": report.superseded,
+        "problems": list(report.problems),
+        "environment": environment(records),
     }
-    base = root / "leaderboard" / "leaderboard"
-    texts = {
-        ".csv": to_csv(counted),
-        ".json": to_json(found, victims, provenance),
-        ".md": to_markdown(found, victims, [*page.omissions, *problems]),
-        ".html": to_html(page),
-    }
-    for suffix, text in texts.items():
-        write_atomic(base.with_suffix(suffix), encodable(text))
-    return Rendered(
-        html=base.with_suffix(".html"),
-        markdown=base.with_suffix(".md"),
-        csv=base.with_suffix(".csv"),
-        json=base.with_suffix(".json"),
+    texts = {name: encodable(text) for name, text in files(report, origin).items()}
+    page = Page(
+        analyses=report.analyses,
+        victims=report.victims,
+        twins=report.twins,
         records=len(records),
-        stale=len(stored) - len(fresh),
-        superseded=superseded,
-        problems=problems,
+        problems=report.problems,
+        omissions=report.omissions,
+        provenance=provenance(records, {n: sha256_of(t) for n, t in texts.items()}, release),
+        logs=log_tails(root, records),
     )
+    texts["leaderboard.html"] = encodable(to_html(page))
+    folder = root / "leaderboard"
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    return Rendered(
+        html=folder / "leaderboard.html",
+        markdown=folder / "leaderboard.md",
+        csv=folder / "leaderboard.csv",
+        json=folder / "leaderboard.json",
+        records=page.records,
+        stale=report.stale,
+        superseded=report.superseded,
+        findings=report.findings,
+        problems=report.problems,
+    )
+
+
+def files(report: Report, origin: Mapping[str, object]) -> dict[str, str]:
+    """What lies beside the page, by name."""
+    return {
+        "leaderboard.csv": records_csv(report.outcomes),
+        "boards.csv": boards_csv(report.analyses),
+        "comparisons.csv": comparisons_csv(report.analyses),
+        "published.csv": published_csv(report.published),
+        "leaderboard.json": to_json(report, origin),
+        "leaderboard.md": to_markdown(report),
+    }
 
 
 def encodable(text: str) -> str:
@@ -90,24 +98,19 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def omissions(stale: int, superseded: int, swept: int) -> tuple[str, ...]:
-    """What was read and left out on purpose, in words."""
-    found = (
-        (stale, "left out as stale: the code or the data behind it has changed"),
-        (superseded, "left out: a later record of the same cell exists"),
-        (swept, "of hyper-parameter sweeps left out: pictured by bench sweep, not ranked"),
-    )
-    return tuple(f"{plural(number, 'record')} {words}" for number, words in found if number)
-
-
-def environment(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The distinct values of every plain entry of the records' environments, and git states."""
-    values: dict[str, set[str]] = {}
+def log_tails(root: Path, records: Iterable[Record]) -> dict[str, str]:
+    """The last lines of what failed cells wrote, by key; as many as the page can hold."""
+    tails: dict[str, str] = {}
+    room = LOGS
     for record in records:
-        for name, value in record.env.items():
-            if isinstance(value, str | int | float) and value != "":
-                values.setdefault(name, set()).add(str(value))
-        if record.git.get("sha"):
-            state = " with local changes" if record.git.get("dirty") else ""
-            values.setdefault("git", set()).add(f"{record.git['sha']}{state}")
-    return {name: sorted(values[name]) for name in sorted(values)}
+        path = path_of(root, record).with_suffix(".log")
+        if record.status in FAILED and room > 0 and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            tails[record.key] = text if len(text) <= LOG else f"…{text[-LOG:]}"
+            room -= len(tails[record.key])
+    return tails
+
+
+def sha256_of(text: str) -> str:
+    """Of the file that a text is written to."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,22 +1,21 @@
-"""The same figures for machines: CSV with one line per record, JSON with every board."""
+"""The same figures for machines, as CSV: records, boards, comparisons, published figures."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-import json
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from bench.records import Metrics, canonical
-from leaderboard.aggregate import Board, Row, SettingRow
+from leaderboard.aggregate import FIGURES, CostSummary, Row
+from leaderboard.analysis import Analysis, RowAnalysis
+from leaderboard.comparison import Comparison, Difference
 from leaderboard.outcomes import Outcome
+from leaderboard.published import SOURCES, Beside
 from leaderboard.statistics import Estimate
-from leaderboard.victims import Victim
-from leaderboard.words import budget_words
 
-JSON_SCHEMA: Final = 1
 _CELL: Final = (
     "defense",
     "budget",
@@ -33,122 +32,131 @@ _CELL: Final = (
     "origin",
     "paper",
 )
-_COUNTED: Final = ("score", "acc", "asr", "ra", "worst_asr", "der", "twin_loss")
 _COST: Final = ("seconds", "images_forward", "images_backward", "peak_rss", "peak_gpu")
+_ATTACKED: Final = ("asr", "ra", "asr_conditional", "asr_including_target")
+_MODELS: Final = ("before", "after", "twin")
+_ROW: Final = ("needs", "origin", "paper", "control", "oracle", "ok", "applicable")
 
 
-def to_csv(outcomes: Sequence[Outcome]) -> str:
+def records_csv(outcomes: Sequence[Outcome]) -> str:
     """One line per record. ``counted_*`` is what the boards use, with failures as undefended."""
     strengths = _strengths(outcomes)
-    lines = [_line(outcome, strengths) for outcome in outcomes]
-    stream = io.StringIO()
-    names = list(lines[0]) if lines else ["key", "status", "reason", *_CELL]
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    heads = ["key", "status", "reason", *_CELL, "params", *(f"counted_{name}" for name in FIGURES)]
+    for model in _MODELS:
+        heads.append(f"{model}_acc")
+        heads += [f"{model}_{name}_{figure}" for name in strengths for figure in _ATTACKED]
+    heads += [*_COST, "started", "ended"]
+    return _csv(heads, (_record(outcome, strengths) for outcome in outcomes))
 
 
 def _strengths(outcomes: Iterable[Outcome]) -> list[str]:
-    return sorted(
-        {
-            name
-            for outcome in outcomes
-            for metrics in (outcome.record.before, outcome.record.after, outcome.record.twin)
-            if metrics is not None
-            for name in metrics.strengths
-        }
-    )
+    found: set[str] = set()
+    for outcome in outcomes:
+        for model in _MODELS:
+            metrics: Metrics | None = getattr(outcome.record, model)
+            if metrics is not None:
+                found.update(metrics.strengths)
+    return sorted(found)
 
 
-def _line(outcome: Outcome, strengths: Sequence[str]) -> dict[str, object]:
+def _record(outcome: Outcome, strengths: Sequence[str]) -> list[object]:
     record = outcome.record
-    line: dict[str, object] = {"key": record.key, "status": record.status, "reason": outcome.reason}
-    line |= {name: getattr(record.cell, name) for name in _CELL}
-    line["params"] = canonical(record.cell.params)
-    line |= {f"counted_{name}": outcome.figures.get(name) for name in _COUNTED}
-    for name in ("before", "after", "twin"):
-        line |= _metrics(name, getattr(record, name), strengths)
-    line |= {name: getattr(record.cost, name, None) for name in _COST}
-    return line | {"started": record.started, "ended": record.ended}
+    line: list[object] = [record.key, record.status, outcome.reason]
+    line += [getattr(record.cell, name) for name in _CELL]
+    line.append(canonical(record.cell.params))
+    line += [outcome.figures.get(name) for name in FIGURES]
+    for metrics in (record.before, record.after, record.twin):
+        line += _metrics(metrics, strengths)
+    line += [getattr(record.cost, name, None) for name in _COST]
+    return [*line, record.started, record.ended]
 
 
-def _metrics(prefix: str, metrics: Metrics | None, strengths: Sequence[str]) -> dict[str, object]:
-    line: dict[str, object] = {f"{prefix}_acc": metrics.acc if metrics else None}
+def _metrics(metrics: Metrics | None, strengths: Sequence[str]) -> list[object]:
+    if metrics is None:
+        return [None] * (1 + len(_ATTACKED) * len(strengths))
+    line: list[object] = [metrics.acc]
     for name in strengths:
-        attacked = metrics.strengths.get(name) if metrics else None
-        for figure in ("asr", "ra", "asr_conditional", "asr_including_target"):
-            line[f"{prefix}_{name}_{figure}"] = getattr(attacked, figure, None)
+        found = metrics.strengths.get(name)
+        if found is None:
+            line += [None] * len(_ATTACKED)
+        else:
+            line += (found.asr, found.ra, found.asr_conditional, found.asr_including_target)
     return line
 
 
-def to_json(
-    boards: Iterable[Board], victims: Iterable[Victim], provenance: dict[str, object]
-) -> str:
-    """Every board with every setting, and the victims; cells are in the CSV."""
-    payload = {
-        "schema": JSON_SCHEMA,
-        **provenance,
-        "boards": [_board(board) for board in boards],
-        "victims": [_victim(victim) for victim in victims],
-    }
-    return json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n"
+def boards_csv(analyses: Iterable[Analysis]) -> str:
+    """One line per board and defense: figures with their intervals, rank range, worst setting."""
+    heads = ["budget", "defense", "ran_at", "not_applicable", *_ROW, "seeds_min", "seeds_max"]
+    heads += ["rank_best", "rank_worst", "ranked", "pareto", "worst_setting", "worst_score"]
+    for name in (*FIGURES, "removed", "removed_amplified"):
+        heads += [name, f"{name}_low", f"{name}_high", f"{name}_settings"]
+    heads += [f"cost_{field.name}" for field in dataclasses.fields(CostSummary)]
+    lines = (
+        [a.board.budget, *_board_row(row, a.rows.get(row.defense))]
+        for a in analyses
+        for row in a.board.rows
+    )
+    return _csv(heads, lines)
 
 
-def _board(board: Board) -> dict[str, Any]:
-    return {
-        "budget": board.budget,
-        "apart": board.apart,  # trained anew, not repaired: not to be ranked with the others
-        "words": budget_words(board.budget),
-        "rows": [_row(board, row) for row in board.rows],
-    }
+def _board_row(row: Row, found: RowAnalysis | None) -> list[object]:
+    line: list[object] = [row.defense, row.budget, row.refusal]
+    line += [getattr(row, name) for name in _ROW]
+    line += row.seeds
+    standing = found.standing if found else None
+    line += (standing.best, standing.worst, standing.ranked) if standing else (None, None, None)
+    line.append(found.pareto.place if found and found.pareto else None)
+    worst = found.worst if found else None
+    line += (worst.setting.key, worst.figures["score"].mean) if worst else (None, None)
+    for name in FIGURES:
+        line += _estimate(row.figures.get(name))
+    for share in (found.removed, found.removed_amplified) if found else (None, None):
+        line += _estimate(share)
+    cost = dataclasses.astuple(row.cost) if row.cost else ()
+    return [*line, *cost, *[None] * (len(dataclasses.fields(CostSummary)) - len(cost))]
 
 
-def _row(board: Board, row: Row) -> dict[str, Any]:
-    same_as = board.same_as(row)
-    return {
-        "defense": row.defense,
-        "needs": row.needs,
-        "origin": row.origin,
-        "paper": row.paper,
-        "control": row.control,
-        "oracle": row.oracle,
-        "same_as": same_as or None,
-        "not_applicable": row.refusal or None,
-        "figures": _figures(row.figures),
-        "cost": None if row.cost is None else dataclasses.asdict(row.cost),
-        "coverage": {"ok": row.ok, "applicable": row.applicable},
-        "settings_counted": row.counted,
-        "seeds": list(row.seeds),
-        "remarks": list(row.remarks),
-        # A data-free defense ran once: its settings stand on the board where it ran.
-        "settings": [] if same_as else [_setting(setting) for setting in row.settings],
-    }
+def _estimate(value: Estimate | None) -> tuple[object, ...]:
+    return (None,) * 4 if value is None else dataclasses.astuple(value)
 
 
-def _setting(row: SettingRow) -> dict[str, Any]:
-    return {
-        "setting": row.setting.key,
-        "figures": _figures(row.figures),
-        "seeds": row.seeds,
-        "coverage": {"ok": row.ok, "applicable": row.applicable},
-        "not_applicable": row.refusal or None,
-    }
+def comparisons_csv(analyses: Iterable[Analysis]) -> str:
+    """One line per ordered pair of defenses of a board, by score."""
+    heads = ["budget", "one", "other", *(f.name for f in dataclasses.fields(Difference)), "holm"]
+    lines = (
+        [analysis.board.budget, *_comparison(comparison)]
+        for analysis in analyses
+        for comparison in analysis.matrix.values()
+    )
+    return _csv(heads, lines)
 
 
-def _figures(figures: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: dataclasses.asdict(value) for name, value in figures.items()}
+def _comparison(comparison: Comparison) -> Iterator[object]:
+    yield comparison.one
+    yield comparison.other
+    yield from dataclasses.astuple(comparison.difference)
+    yield comparison.holm
 
 
-def _victim(victim: Victim) -> dict[str, Any]:
-    return {
-        "setting": victim.setting.key,
-        "seed": victim.seed,
-        "target": victim.target,
-        "status": victim.status,
-        "reasons": list(victim.reasons),
-        "metrics": dataclasses.asdict(victim.metrics),
-        "twin_metrics": None
-        if victim.twin_metrics is None
-        else dataclasses.asdict(victim.twin_metrics),
-    }
+def published_csv(found: Iterable[Beside]) -> str:
+    """One line per figure that stands beside a measured one; fractions."""
+    heads = ["defense", "budget", "setting", "source", "table", "paper", "figure", "published"]
+    heads += ["measured", "low", "high", "seeds", "difference", "inside", "differs"]
+    return _csv(heads, (line for beside in found for line in _published(beside)))
+
+
+def _published(beside: Beside) -> Iterator[list[object]]:
+    entry = beside.published
+    source = [entry.source, entry.table, SOURCES[entry.source].paper]
+    for figure, gap in beside.gaps.items():
+        measured = dataclasses.astuple(gap.measured)
+        line = [beside.defense, beside.budget, beside.setting.key, *source, figure, gap.published]
+        yield [*line, *measured, gap.mean, gap.holds, "; ".join(beside.differs)]
+
+
+def _csv(heads: Sequence[str], lines: Iterable[Iterable[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(lines)
+    return stream.getvalue()

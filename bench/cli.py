@@ -234,11 +234,17 @@ def sweep(
 
 
 @app.command()
-def leaderboard(root: RootOption = None, json_output: JsonOption = False) -> None:
+def leaderboard(
+    root: RootOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit 3 if a check before publishing finds something")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
     """Render leaderboard.html, .md, .csv and .json from the records."""
     from bench import rendering
 
-    _leave(rendering.leaderboard(root, json_output))
+    _leave(rendering.leaderboard(root, strict, json_output))
 
 
 @app.command()

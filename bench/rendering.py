@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from bench.cli import OK, SOME_FAILED
 from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from leaderboard.checks import Finding
+
+SHOWN: Final = 8  # things to look at that are printed; the leaderboard lists all
 
 
 def root_of(root: str | None) -> Path:
@@ -15,16 +23,29 @@ def root_of(root: str | None) -> Path:
     return Path(root or os.environ.get("BENCH_ROOT") or "runs")
 
 
-def leaderboard(root: str | None, json_output: bool) -> int:
-    """Renders and says where; exit 4 where there is nothing to render."""
+def leaderboard(root: str | None, strict: bool, json_output: bool) -> int:
+    """Renders, says where, and what to look at before publishing.
+
+    With ``strict``, anything to look at makes exit 3. Not 2: nothing is wrong with the command, and
+    all pages are written; as after a run with failed cells, somebody has to look.
+    """
     folder = root_of(root)
     if not (folder / "records").is_dir():
         raise UserError(f"no records under {folder}. Make some first: bench run --all")
-    return render(folder, json_output)
+    findings = render(folder, json_output)
+    for finding in findings[:SHOWN]:
+        print(f"bench: before publishing: {finding.kind}: {finding.text}", file=sys.stderr)
+    if len(findings) > SHOWN:
+        print(f"  and {len(findings) - SHOWN} more; the leaderboard lists them", file=sys.stderr)
+    return SOME_FAILED if strict and findings else OK
 
 
-def render(folder: Path, json_output: bool) -> int:
-    """Renders the newest record of every cell below a root; prints the paths."""
+def render(folder: Path, json_output: bool) -> tuple[Finding, ...]:
+    """Renders the newest record of every cell below a root; prints the paths.
+
+    Returns:
+        What should be looked at before publishing.
+    """
     from leaderboard.render import render as render_pages
 
     rendered = render_pages(folder)
@@ -33,9 +54,11 @@ def render(folder: Path, json_output: bool) -> int:
     pages = {"html": rendered.html, "markdown": rendered.markdown, "csv": rendered.csv}
     if json_output:
         paths = {name: str(path) for name, path in pages.items()}
-        print(json.dumps({**paths, "json": str(rendered.json), "records": rendered.records}))
+        findings = [dataclasses.asdict(finding) for finding in rendered.findings]
+        found = {"json": str(rendered.json), "records": rendered.records, "findings": findings}
+        print(json.dumps(paths | found))
     else:
         print(f"{rendered.records} records on the leaderboard:")
         for path in (*pages.values(), rendered.json):
             print(f"  {path}")
-    return 0
+    return rendered.findings

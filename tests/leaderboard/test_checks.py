@@ -1,14 +1,19 @@
 """What could break: an error in the figures that nobody is told of, or a false alarm."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.records import Attacked, Metrics, Record
+from bench.rendering import leaderboard
 from leaderboard.checks import Finding, findings
 from leaderboard.outcomes import outcomes
 from leaderboard.victims import merge
-from tests.leaderboard.synthetic import grid, metrics, record, twin_record
+from tests.leaderboard.synthetic import grid, metrics, record, store, twin_record
 
 
 def found(records: list[Record]) -> list[Finding]:
@@ -125,3 +130,23 @@ def test_mixed_versions_and_environments_are_named() -> None:
         ("mixed", "torch differs: 2.11.0 (1 record), 2.15.0 (2 records)"),
         ("changed", "1 record made by code with local changes: not to be repeated"),
     ]
+
+
+def test_strict_makes_a_finding_exit_3_and_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path, [record(after=metrics(0.99, 0.0, 0.9))])
+    ask = ["leaderboard", "--root", str(tmp_path)]
+    assert CliRunner().invoke(app, ask).exit_code == 0
+    done = CliRunner().invoke(app, [*ask, "--strict"])
+    assert done.exit_code == 3
+    assert "bench: before publishing: implausible: ibau at 2500" in done.stderr
+    assert (tmp_path / "leaderboard" / "leaderboard.html").is_file()
+    assert leaderboard(str(tmp_path), strict=True, json_output=True) == 3
+    assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "implausible"
+
+
+def test_strict_is_content_with_sound_records(tmp_path: Path) -> None:
+    store(tmp_path, [record()])
+    done = CliRunner().invoke(app, ["leaderboard", "--root", str(tmp_path), "--strict"])
+    assert (done.exit_code, done.stderr) == (0, "")

@@ -53,6 +53,7 @@ class Curve:
     """One sweep in one setting at one budget: its evaluated values, in their order."""
 
     title: str
+    sweep: Sweep
     points: tuple[Point, ...]
     budget: str  # where it really ran
     anywhere: bool  # it needs no data: it stands in every panel
@@ -148,6 +149,7 @@ def _curves(title: str, sweep: Sweep, members: Sequence[Member]) -> list[Curve]:
             found.append(
                 Curve(
                     title=title + " (no data)" * free + " (oracle)" * cell.oracle,
+                    sweep=sweep,
                     points=tuple(rows),
                     budget=budget,
                     anywhere=free,

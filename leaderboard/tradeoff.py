@@ -7,21 +7,21 @@ the values, since nothing says that a trade-off is logistic.
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.records import digest, read_all, slug, write_atomic
+from bench.records import read_all
 from bench.sweeps import FOLDER, Scalar
 from bench.sweeps import read_all as read_sweeps
-from leaderboard.canvas import LIGHT, drawing, printable
+from leaderboard import sizes
+from leaderboard.canvas import LIGHT, printable
 from leaderboard.curves import Curve, Panel, Picture, Place, pictures
 from leaderboard.placing import Box, free_place
+from leaderboard.prints import Files, heading, printed, stem_of, write
 from leaderboard.words import budget_words
 
 if TYPE_CHECKING:
@@ -30,24 +30,9 @@ if TYPE_CHECKING:
 
 PANEL: Final = (4.6, 3.7)  # inches
 COLUMNS: Final = 3  # panels beside one another
-DOTS_PER_INCH: Final = 130
 STEPS: Final = 40  # of a line, where it is kept free of values
 CHARACTER: Final = 4.2  # points, the width of one character of a value
 MARKERS: Final = "osD^vP<>ph"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Where the picture of one setting is."""
-
-    setting: str
-    svg: Path
-    png: Path
-    csv: Path
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON form."""
-        return {name: str(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +46,23 @@ class Drawn:
 def render(root: Path) -> Drawn:
     """Draws ``root/sweeps/<setting>.{svg,png,csv}`` for every setting in which something was swept.
 
-    The folder is not that of the leaderboard, which nobody's sweep is to change.
+    And what :mod:`leaderboard.sizes` draws of the sweeps of data among them. The folder is not that
+    of the leaderboard, which nobody's sweep is to change.
     """
     sweeps, unread = read_sweeps(root)
     records, problems = read_all(root)
+    folder = root / FOLDER
     found = pictures(sweeps, records)
     styles = Styles.of([c.title for picture in found for p in picture.panels for c in p.curves])
-    files = tuple(_write(root / FOLDER, picture, styles) for picture in found)
-    return Drawn(pictures=files, problems=(*unread, *problems))
+    files = [_render(folder, picture, styles) for picture in found]
+    files += sizes.render(folder, sweeps, records)
+    return Drawn(pictures=tuple(files), problems=(*unread, *problems))
 
 
-def _write(folder: Path, picture: Picture, styles: Styles) -> Files:
-    key = picture.setting.key
-    base = folder / f"{slug(key)[:80]}-{digest(key)[:8]}"
-    files = Files(
-        setting=key,
-        svg=base.with_name(f"{base.name}.svg"),
-        png=base.with_name(f"{base.name}.png"),
-        csv=base.with_name(f"{base.name}.csv"),
-    )
+def _render(folder: Path, picture: Picture, styles: Styles) -> Files:
     svg, png = draw(picture, styles)
-    write_atomic(files.svg, svg)
-    write_atomic(files.png, png)
-    write_atomic(files.csv, picture.table)
-    return files
+    setting = picture.setting
+    return write(folder, stem_of(setting), setting, "trade-off", svg, png, picture.table)
 
 
 @dataclass(frozen=True)
@@ -110,21 +88,10 @@ class Styles:
 
 def draw(picture: Picture, styles: Styles) -> tuple[bytes, bytes]:
     """The picture as SVG and as PNG; the same figures give the same bytes."""
-    with drawing(LIGHT):
-        from matplotlib.figure import Figure
-
-        columns = min(COLUMNS, len(picture.panels))
-        rows = math.ceil(len(picture.panels) / columns)
-        figure = Figure(
-            figsize=(columns * PANEL[0], rows * PANEL[1] + 0.6),
-            layout="constrained",
-            dpi=DOTS_PER_INCH,
-        )
-        _fill(figure, picture, styles, rows, columns)
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", metadata={"Software": None})
-    return svg.getvalue(), png.getvalue()
+    columns = min(COLUMNS, len(picture.panels))
+    rows = math.ceil(len(picture.panels) / columns)
+    size = (columns * PANEL[0], rows * PANEL[1] + 0.6)
+    return printed(lambda figure: _fill(figure, picture, styles, rows, columns), size)
 
 
 def _fill(figure: Figure, picture: Picture, styles: Styles, rows: int, columns: int) -> None:
@@ -141,8 +108,7 @@ def _fill(figure: Figure, picture: Picture, styles: Styles, rows: int, columns: 
             axes.set_ylabel("attack success (ASR), %   (down is better)")
     left, right = _range(picture)
     grid[0].set(xlim=(left, right), ylim=(-4, 104))
-    title = textwrap.fill(printable(picture.setting.label, 120), int(columns * PANEL[0] * 12))
-    figure.suptitle(title, fontsize=9.5)
+    figure.suptitle(heading(picture.setting, columns * PANEL[0]), fontsize=9.5)
     seaborn.despine(figure)
     figure.legend(
         handles=_handles(picture, styles),

@@ -279,6 +279,78 @@ def gallery(
 
 
 @app.command()
+def stability(
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    budget: BudgetOption = None,
+    seeds: SeedsOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = None,
+    download: DownloadOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """How stable victims are on their base sets, against clean images; resumes."""
+    from bench import verbs
+    from bench.stability import stability as probe
+
+    request = verbs.Request(
+        profile=chosen_profile(profile, preset),
+        root=root,
+        data=data,
+        attack=attack,
+        dataset=dataset,
+        arch=arch,
+        budget=budget,
+        seeds=seeds,
+        plugin=plugin,
+        device=device,
+        download=download,
+    )
+    _work(lambda: probe(request, json_output))
+
+
+@app.command("trigger-detection")
+def trigger_detection(
+    profile: ProfileOption = None,
+    preset: PresetOption = None,
+    root: RootOption = None,
+    data: DataOption = None,
+    attack: AttackOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    budget: BudgetOption = None,
+    seeds: SeedsOption = None,
+    plugin: PluginOption = None,
+    device: DeviceOption = None,
+    download: DownloadOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Whether base sets hold the trigger of their victim, by a trained detector; resumes."""
+    from bench import verbs
+    from bench.trigger_detection import trigger_detection as detect
+
+    request = verbs.Request(
+        profile=chosen_profile(profile, preset),
+        root=root,
+        data=data,
+        attack=attack,
+        dataset=dataset,
+        arch=arch,
+        budget=budget,
+        seeds=seeds,
+        plugin=plugin,
+        device=device,
+        download=download,
+    )
+    _work(lambda: detect(request, json_output))
+
+
+@app.command()
 def status(
     profile: ProfileOption = None,
     preset: PresetOption = None,

@@ -155,9 +155,12 @@ def choices(boards: Sequence[Board]) -> list[tuple[str, str, list[str]]]:
 
 
 def marks(board: Board | None, row: Row, places: Index) -> Markup:
-    """Attributes by which the script knows a row: its defense, and the budget it really ran at."""
+    """Attributes by which the script knows a row: its defense, and the budget it really ran at.
+
+    Without a board, where the columns are budgets: if it ran at one budget for all of them.
+    """
     found = {"d": str(places.defenses[row.defense]), "needs": row.needs, "kind": markup.kind(row)}
-    if board is not None and board.same_as(row):
+    if board.same_as(row) if board else row.needs == "nothing":
         found["b"] = str(places.budgets[row.budget])
     return Markup(" ").join(Markup('data-{}="{}"').format(k, v) for k, v in found.items())
 

@@ -74,6 +74,13 @@ class Limits(_Strict):
     memory_gib: float = Field(default=6, gt=0)
 
 
+class Evasion(_Strict):
+    """How many evaluation images are attacked where robust accuracy is measured."""
+
+    pgd_images: int = Field(default=500, gt=0)
+    autoattack_images: int = Field(default=0, ge=0)  # of those; needs the extra `robust`
+
+
 class Profile(_Strict):
     """A whole benchmark run."""
 
@@ -86,6 +93,7 @@ class Profile(_Strict):
     grid: list[Grid] = Field(min_length=1)
     limits: Limits = Limits()
     prior: PriorTraining = PriorTraining()  # one prior per data set, where a defense needs it
+    evasion: Evasion = Evasion()
     # Hyper-parameters changed for the whole profile, by defense name: a smaller schedule for CPUs.
     params: dict[str, dict[str, Any]] = {}
 

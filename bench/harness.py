@@ -38,17 +38,19 @@ from bench.records import (
     Cost,
     Metrics,
     Record,
+    Robustness,
     Status,
     metrics_from_dict,
     write,
 )
 from bench.registry import Broken, split_params
+from bench.robustness import Siege, siege_of
 from zoo.assets import AssetStore
 from zoo.build import judge_of, training_set_of
 from zoo.data import Library, facts_of
 from zoo.errors import UserError
 from zoo.evaluate import MetricsDict, der, evaluate, score
-from zoo.models import ArchSpec, build_model
+from zoo.models import ArchSpec, Classifier, build_model
 from zoo.store import Stored, load_weights
 from zoo.tensors import read_tensors, save_tensors
 
@@ -100,6 +102,7 @@ class Harness:
         library, root = settings.library, settings.root
         self._judges = PerVictim(lambda v: judge_of(v, library.load(v.meta["dataset"])))
         self._training_sets = PerVictim(lambda v: training_set_of(v, root, library))
+        self._sieges = PerVictim(self._besiege)
         self._base_sets, self._assets = BaseSets(root), AssetStore(root)
         self._base_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._launcher = Launcher("bench.child:run_cell", fork=settings.fork)
@@ -167,6 +170,7 @@ class Harness:
                     for n, spec in enumerate(map(ArchSpec.from_dict, result["specs"]))
                 ]
                 after = oracle_choice(candidates, cast(MetricsDict, planned.victim.meta["metrics"]))
+            result["robust"] = self._robustness(planned, work, result)
             tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
             picture = contact_strip(work / "triggers.safetensors")
             return self._record(planned, started, result["status"], result, after, tail, picture)
@@ -285,9 +289,31 @@ class Harness:
     def _evaluate(self, planned: PlannedCell, weights: Path, spec: ArchSpec) -> MetricsDict:
         """Attacks the repaired model; one thread, so that results do not depend on slots."""
         torch.set_num_threads(1)
+        return evaluate(self._load(planned, weights, spec), self._judges.of(planned.victim))
+
+    def _load(self, planned: PlannedCell, weights: Path, spec: ArchSpec) -> Classifier:
+        """What a child has left, on the device."""
         model = build_model(spec)
         load_weights(model, read_tensors(weights), planned.label)
-        return evaluate(model.to(self.settings.device), self._judges.of(planned.victim))
+        return model.to(self.settings.device)
+
+    def _robustness(
+        self, planned: PlannedCell, work: Path, result: dict[str, Any]
+    ) -> Robustness | None:
+        """Robust accuracy before and after, where the defense is measured by it."""
+        if not planned.cell.panel or result["status"] == "not-applicable":
+            return None
+        torch.set_num_threads(1)
+        siege = self._sieges.of(planned.victim)
+        if result["status"] not in EVALUATED:
+            return siege.robustness(None)
+        spec = ArchSpec.from_dict(result["specs"][0])
+        return siege.robustness(self._load(planned, work / "repaired-0.safetensors", spec))
+
+    def _besiege(self, victim: Stored) -> Siege:
+        """The images of a victim that are attacked, and its own robust accuracy."""
+        profile, device = self.settings.profile, self.settings.device
+        return siege_of(victim, self._judges.of(victim), profile.evasion, device)
 
     def _record(
         self,
@@ -324,6 +350,7 @@ class Harness:
             },
             curve=result.get("curve", []),
             finding=result.get("finding"),
+            robust=result.get("robust"),
             env=environment(self.settings.device),
             git=git_state(),
             error=result.get("error"),

@@ -249,7 +249,7 @@ def doctor(root: str | None, data: str | None, json_output: bool) -> int:
     enough = free > 2e9 and writable
     check("disk", enough, f"{free / 1e9:.1f} GB free", "" if enough else "choose another --root")
     _check_data(check, data or os.environ.get("BENCH_DATA"))
-    for extra, module in (("dask", "distributed"), ("dp", "opacus")):
+    for extra, module in (("dask", "distributed"), ("dp", "opacus"), ("robust", "pyautoattack")):
         there = importlib.util.find_spec(module) is not None
         remedy = "" if there else f"optional: pip install 'unbackdoor[{extra}]'"
         check(f"extra {extra}", True if there else None, "there" if there else "absent", remedy)

@@ -15,10 +15,11 @@ from typing import Any, Final, Literal
 from bench.base_sets import SCHEMA as BASE_SET_SCHEMA
 from bench.base_sets import PlannedBase, refusal
 from bench.budgets import TRAINING_SET, Budget, Budgets, Manifest, training_budget
-from bench.config import Grid, Profile
+from bench.config import Evasion, Grid, Profile
 from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
 from bench.registry import Broken, Entry, Registry, parse_spec, split_params
+from bench.robustness import inputs_of, panel_of
 from zoo.asset_recipes import PriorRecipe, Robust
 from zoo.assets import AssetStore
 from zoo.build import no_training_set
@@ -100,7 +101,7 @@ def plan_cells(
         UserError: an unknown defense or hyper-parameter, or missing data.
     """
     zoo, budgets, assets = Zoo(root), Budgets(root, library), AssetStore(root)
-    chosen = _defenses(profile, registry)
+    chosen, evasion = _defenses(profile, registry), profile.evasion
     victims = plan_victims(profile)
     cells: list[PlannedCell] = []
     missing: list[VictimRecipe] = []
@@ -126,7 +127,9 @@ def plan_cells(
                 for seed in profile.defense_seeds:
                     base = _plan_base(entry, params, seed, victim, budget, prior, assets)
                     cells.append(
-                        _plan_cell(name, entry, params, seed, victim, twin, budget, manifest, base)
+                        _plan_cell(
+                            name, entry, params, seed, victim, twin, budget, manifest, base, evasion
+                        )
                     )
     return cells, missing
 
@@ -185,6 +188,7 @@ def _plan_cell(
     budget: Budget,
     manifest: Manifest,
     base: PlannedBase | None,
+    evasion: Evasion,
 ) -> PlannedCell:
     meta = victim.meta
     broken = isinstance(entry, Broken)
@@ -203,6 +207,7 @@ def _plan_cell(
         defense_seed=defense_seed,
         needs="nothing" if isinstance(entry, Broken) else entry.needs,
         oracle=not isinstance(entry, Broken) and entry.defense.oracle,
+        panel=panel_of(entry),
         origin=entry.origin,
         paper="" if isinstance(entry, Broken) else entry.defense.paper,
     )
@@ -220,6 +225,7 @@ def _plan_cell(
         "budget": budget.sha256,
         "seed": defense_seed,
         **({} if base is None else {"base": base.inputs}),
+        **inputs_of(cell.panel, evasion),
     }
     return PlannedCell(
         cell=cell,

@@ -66,6 +66,7 @@ class Cell:
     needs: str = "nothing"  # what the defense declared; "nothing" stands in every budget column
     oracle: bool = False  # knows or chooses by what no defender has
     swept: bool = False  # made for a sweep only, not asked for by name: stands on no board
+    panel: str = ""  # "adversarial": has its robust accuracy measured, stands on that panel alone
     origin: str = "built-in"  # "built-in", "entry-point:PACKAGE" or "file:NAME.py"
     paper: str = ""
 
@@ -112,6 +113,29 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RobustAccuracy:
+    """A model on some attacked evaluation images: the share that no attack gets misclassified.
+
+    By the largest change of a pixel value, in grey levels of 255; fractions in [0, 1].
+    """
+
+    acc: float  # the same images, not attacked
+    pgd: dict[str, float]  # "8", "10", "16"
+    autoattack: dict[str, float]  # "8", "10"; fewer images; empty where it was not run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Robust accuracy of the victim and of what a defense made of it."""
+
+    images: int  # attacked by PGD, class-stratified, the same for every defense
+    autoattack_images: int  # of those, attacked by AutoAttack, too; 0 where it was not run
+    autoattack: str  # "pyautoattack 0.2.0"; empty where it was not run
+    before: RobustAccuracy
+    after: RobustAccuracy | None  # None where no model came back
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What the repair took; evaluation is not counted."""
 
@@ -141,6 +165,7 @@ class Record:
     # What a detector saw: statistic, values and index per class, threshold, flagged classes, and
     # "triggers", the name of a picture beside the record (one tile per class).
     finding: dict[str, Any] | None = None
+    robust: Robustness | None = None  # of cells on the panel "adversarial"
     env: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None  # {"type", "message", "traceback"}
@@ -204,7 +229,22 @@ def from_dict(payload: Mapping[str, Any]) -> Record:
     for name in ("before", "after", "twin"):
         fields[name] = metrics_from_dict(fields[name])
     fields["cost"] = Cost(**fields["cost"]) if fields["cost"] else None
+    fields["robust"] = robustness_from_dict(fields.get("robust"))
     return Record(**fields)
+
+
+def robustness_from_dict(payload: Mapping[str, Any] | None) -> Robustness | None:
+    """Builds a robustness from its JSON form; None stays None."""
+    if payload is None:
+        return None
+    after = payload["after"]
+    return Robustness(
+        **{
+            **payload,
+            "before": RobustAccuracy(**payload["before"]),
+            "after": None if after is None else RobustAccuracy(**after),
+        }
+    )
 
 
 def metrics_from_dict(payload: Mapping[str, Any] | None) -> Metrics | None:

@@ -16,6 +16,8 @@ from bench.records import (
     Metrics,
     Record,
     RecordError,
+    RobustAccuracy,
+    Robustness,
     canonical,
     digest,
     path_of,
@@ -68,6 +70,33 @@ def test_what_is_written_is_read(tmp_path):
     assert dataclasses.replace(again, payload_sha256="") == record
     assert read_all(tmp_path) == ([again], [])
     assert oct(path.stat().st_mode)[-3:] in ("644", "664", "666")
+
+
+@pytest.mark.parametrize("came_back", [True, False])
+def test_robust_accuracy_is_written_and_read(tmp_path, came_back):
+    low = RobustAccuracy(acc=0.9, pgd={"8": 0.1, "16": 0.0}, autoattack={})
+    high = RobustAccuracy(acc=0.8, pgd={"8": 0.4, "16": 0.2}, autoattack={"8": 0.3})
+    robust = Robustness(
+        images=500,
+        autoattack_images=100,
+        autoattack="pyautoattack 0.2.0",
+        before=low,
+        after=high if came_back else None,
+    )
+    again = read(write(tmp_path, make(robust=robust)))
+    assert again.robust == robust
+
+
+def test_a_record_from_before_there_was_robust_accuracy_is_read(tmp_path):
+    path = write(tmp_path, make())
+    payload = json.loads(path.read_text())
+    payload.pop("payload_sha256")
+    payload.pop("robust")
+    payload["cell"].pop("panel")
+    path.write_text(json.dumps({**payload, "payload_sha256": digest(payload)}))
+    record = read(path)
+    assert (record.robust, record.cell.panel) == (None, "")
+    assert dataclasses.replace(record, payload_sha256="") == make()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PARAM: Final = ".per_class"  # how the hyper-parameter of every base-set builder ends
 PANEL: Final = (4.8, 3.6)  # inches
 AXES: Final = (("acc", "clean accuracy (ACC), %"), ("asr", "attack success (ASR), %"))
+DODGE: Final = 0.008  # of the width, between the bars of two lines at the same size
 MARKERS: Final = "osD^vP<>ph"
 
 
@@ -155,8 +156,9 @@ def _fill(figure: Figure, picture: SizePicture) -> None:
     looks = _looks(picture.lines)
     sizes = sorted({size for line in picture.lines for size, _ in line.points})
     for axes, (name, title) in zip(figure.subplots(1, 2), AXES, strict=True):
-        for line, look in zip(picture.lines, looks, strict=True):
-            _plot(axes, line, name, look)
+        for number, (line, look) in enumerate(zip(picture.lines, looks, strict=True)):
+            aside = DODGE * (sizes[-1] - sizes[0]) * (number - (len(looks) - 1) / 2)
+            _plot(axes, line, name, look, aside)
         for reference, style in _references(picture).values():
             if name in reference:
                 axes.axhline(reference[name], **style)
@@ -192,12 +194,12 @@ def _looks(lines: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _plot(axes: Axes, line: Line, name: str, look: dict[str, Any]) -> None:
+def _plot(axes: Axes, line: Line, name: str, look: dict[str, Any], aside: float) -> None:
     """Means over seeds, with their intervals where there are any, and every cell as a dot."""
-    sizes = [size for size, _ in line.points]
+    sizes = [size + aside for size, _ in line.points]
     figures = [row.figures[name] for _, row in line.points]
     dots = [
-        (size, 100 * outcome.figures[name])
+        (size + aside, 100 * outcome.figures[name])
         for size, row in line.points
         for outcome in row.outcomes
         if name in outcome.figures

@@ -237,8 +237,10 @@ def _order(row: Row) -> tuple[int, float, str]:
 def boards(outcomes: Sequence[Outcome]) -> tuple[Board, ...]:
     """One board per budget. A defense that needs nothing ran once, and stands on every board.
 
-    Training anew from the poisoned set has a board of its own, on which nothing else stands.
+    Training anew from the poisoned set has a board of its own, on which nothing else stands. What
+    has a panel of its own stands on no board.
     """
+    outcomes = [outcome for outcome in outcomes if not outcome.record.cell.panel]
     own = {
         budget: {
             name: row(cells)

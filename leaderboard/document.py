@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from leaderboard.adversarial import Panel, PanelTable
 from leaderboard.aggregate import Board, Row, SettingRow
 from leaderboard.analysis import Analysis, RowAnalysis
 from leaderboard.comparison import Comparison
@@ -26,6 +27,7 @@ def to_json(report: Report, provenance: Mapping[str, object]) -> str:
         "schema": JSON_SCHEMA,
         **provenance,
         "boards": [_analysis(analysis) for analysis in report.analyses],
+        "adversarial": None if report.adversarial is None else _panel(report.adversarial),
         "ladders": [_ladder(ladder) for ladder in report.ladders],
         "published": [_beside(beside) for beside in report.published],
         "findings": [dataclasses.asdict(finding) for finding in report.findings],
@@ -95,6 +97,26 @@ def _figures(figures: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def _estimate(value: Estimate | None) -> dict[str, Any] | None:
     return None if value is None else dataclasses.asdict(value)
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    return {
+        "images": list(panel.images),
+        "autoattack_images": list(panel.autoattack_images),
+        "autoattack": list(panel.autoattack),
+        "tables": [_panel_table(table) for table in panel.tables],
+    }
+
+
+def _panel_table(table: PanelTable) -> dict[str, Any]:
+    """Means over settings, and in ``parts`` the same over the seeds of each setting."""
+    return {
+        "name": table.name,
+        "rows": [
+            {**dataclasses.asdict(row), "figures": _figures(row.figures)} for row in table.rows
+        ],
+        "parts": [_panel_table(part) for part in table.parts],
+    }
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Final
 from tabulate import tabulate
 
 from bench.records import Metrics
+from leaderboard.adversarial import Panel, PanelRow
 from leaderboard.aggregate import Board, Row, boards
 from leaderboard.analysis import Analysis, RowAnalysis
 from leaderboard.comparison import LEAST_SETTINGS
@@ -41,6 +42,8 @@ def to_markdown(report: Report) -> str:
     if report.ladders:
         parts.append(_ladders(report.ladders))
     parts += [_full(name, found) for name, found in _by_dataset(report)]
+    if report.adversarial:
+        parts.append(_adversarial(report.adversarial))
     if report.victims:
         parts.append(_victims(report.victims))
     notes = [f"{finding.kind}: {finding.text}" for finding in report.findings]
@@ -186,6 +189,38 @@ def figure(value: Estimate | None, column: Column) -> str:
 def seeds(span: tuple[int, int]) -> str:
     """``3``, or ``2–3`` where settings differ."""
     return str(span[0]) if span[0] == span[1] else f"{span[0]}–{span[1]}"
+
+
+def _adversarial(panel: Panel) -> str:
+    """Robust accuracy, of clean models and of backdoored ones."""
+    heads = ["Defense", "Budget", *(c.title for c in panel.columns), "Cost", "Coverage"]
+    heads += ["Settings × seeds", "Notes"]
+    align = ["left", "left", *["right"] * (len(heads) - 3), "left"]
+    sizes = " or ".join(map(str, panel.images))
+    parts = [
+        "## Adversarial fine-tuning\n",
+        f"Accuracy, and the share of {sizes} images per model that no attack within so many of 255 "
+        "grey levels gets misclassified. Not about backdoors, and on no board.\n",
+    ]
+    for table in panel.tables:
+        body = [_adversarial_row(row, panel) for row in table.rows]
+        parts.append(f"### {table.name}\n\n" + _table(heads, body, align))
+    return "\n".join(parts)
+
+
+def _adversarial_row(row: PanelRow, panel: Panel) -> list[str]:
+    if row.refusal:
+        reason = f"not applicable: {escape(row.refusal)}"
+        return [escape(row.defense), row.budget, *["—"] * (len(panel.columns) + 3), reason]
+    return [
+        escape(row.defense),
+        row.budget or "—",
+        *(figure(row.figures.get(column.key), column) for column in panel.columns),
+        "—" if row.seconds is None else duration(row.seconds),
+        f"{row.ok}/{row.applicable}",
+        f"{row.settings} × {seeds(row.seeds)}",
+        escape("; ".join(row.remarks)),
+    ]
 
 
 def _victims(victims: Iterable[Victim]) -> str:

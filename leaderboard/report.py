@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records import Record, read_all
+from leaderboard.adversarial import Panel, panel
 from leaderboard.aggregate import Board, boards
 from leaderboard.analysis import Analysis, analyse
 from leaderboard.checks import Finding, findings
@@ -23,6 +24,7 @@ class Report:
 
     outcomes: tuple[Outcome, ...]  # every record that counts
     analyses: tuple[Analysis, ...]  # one per budget, in the order of the protocol
+    adversarial: Panel | None  # robust accuracy, of what is made against adversarial examples
     ladders: tuple[Ladder, ...]
     published: tuple[Beside, ...]  # printed figures beside measured ones
     findings: tuple[Finding, ...]  # what to look at before publishing
@@ -73,6 +75,7 @@ def collect(root: Path, current_keys: Set[str] | None = None) -> Report:
     return Report(
         outcomes=tuple(counted),
         analyses=tuple(analyse(board) for board in found),
+        adversarial=panel(counted),
         ladders=ladders(found),
         published=tuple(beside(found)),
         findings=tuple(findings(counted)),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from bench.records import Metrics, canonical
+from leaderboard.adversarial import CSV_HEADS, csv_values
 from leaderboard.aggregate import FIGURES, CostSummary, Row
 from leaderboard.analysis import Analysis, RowAnalysis
 from leaderboard.comparison import Comparison, Difference
@@ -29,6 +30,7 @@ _CELL: Final = (
     "target",
     "twin",
     "needs",
+    "panel",
     "origin",
     "paper",
 )
@@ -45,7 +47,7 @@ def records_csv(outcomes: Sequence[Outcome]) -> str:
     for model in _MODELS:
         heads.append(f"{model}_acc")
         heads += [f"{model}_{name}_{figure}" for name in strengths for figure in _ATTACKED]
-    heads += [*_COST, "started", "ended"]
+    heads += [*CSV_HEADS, *_COST, "started", "ended"]
     return _csv(heads, (_record(outcome, strengths) for outcome in outcomes))
 
 
@@ -67,6 +69,7 @@ def _record(outcome: Outcome, strengths: Sequence[str]) -> list[object]:
     line += [outcome.figures.get(name) for name in FIGURES]
     for metrics in (record.before, record.after, record.twin):
         line += _metrics(metrics, strengths)
+    line += csv_values(record.robust)
     line += [getattr(record.cost, name, None) for name in _COST]
     return [*line, record.started, record.ended]
 

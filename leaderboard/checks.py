@@ -41,7 +41,7 @@ def findings(outcomes: Sequence[Outcome]) -> list[Finding]:
         *_implausible(attacked),
         *_copied_cells(attacked),
         *_copied_victims(attacked),
-        *_missing(outcomes),
+        *_missing([outcome for outcome in outcomes if not outcome.record.cell.panel]),
         *_mixed([outcome.record for outcome in outcomes]),
         *_changed([outcome.record for outcome in outcomes]),
     ]

@@ -148,7 +148,7 @@ def _rung(rung: Rung) -> str:
 
 def _by_dataset(report: Report) -> list[tuple[str, Sequence[Board]]]:
     """The boards of each data set alone; a single one's are those of all."""
-    names = sorted({outcome.setting.dataset for outcome in report.outcomes})
+    names = sorted({setting.dataset for board in report.boards for setting in board.settings})
     if len(names) == 1:
         return [(names[0], report.boards)]
     return [(n, boards([o for o in report.outcomes if o.setting.dataset == n])) for n in names]

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records import Record, read_all
+from bench.records import Record, collector_paused, read_all
 from leaderboard.adversarial import Panel, panel
 from leaderboard.aggregate import Board, boards
 from leaderboard.analysis import Analysis, analyse
@@ -56,6 +56,7 @@ class Report:
         return tuple(f"{plural(number, 'record')} {words}" for number, words in found if number)
 
 
+@collector_paused()
 def collect(root: Path, current_keys: Set[str] | None = None) -> Report:
     """Reads records and zoo under a root.
 

@@ -20,9 +20,11 @@ from bench.records import (
     Robustness,
     canonical,
     digest,
+    digest_of_text,
     path_of,
     read,
     read_all,
+    scan,
     write,
 )
 
@@ -137,6 +139,39 @@ def test_any_json_that_is_no_record_gives_one_message(tmp_path_factory, value):
     path.write_text(json.dumps(value))
     with pytest.raises(RecordError, match="cannot read record x.json"):
         read(path)
+
+
+HOSTILE = ['he said \\": x', 'a": b', '"payload_sha256":"', "two\n  lines", "\u2028", 'c\\\\": d']
+
+
+@pytest.mark.parametrize("message", HOSTILE)
+def test_strings_that_look_like_json_are_read_as_they_were_written(tmp_path, message):
+    record = make(error={"type": "E", "message": message, message: 1})
+    path = write(tmp_path, record)
+    assert dataclasses.replace(read(path), payload_sha256="") == record
+    edited = path.read_text().replace('"message": "', '"message": " ')
+    path.write_text(edited)
+    with pytest.raises(RecordError, match="edited or damaged"):
+        read(path)
+
+
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats(-9, 9) | st.text(), st.lists)))
+def test_the_digest_of_the_text_is_that_of_the_payload_or_none(params):
+    payload = {"payload_sha256": "0" * 64, "cell": params, "inputs": [params], "schema": 1}
+    raw = (json.dumps(payload, sort_keys=True, indent=1) + "\n").encode()
+    del payload["payload_sha256"]
+    assert digest_of_text(raw) in (digest(payload), "")
+    assert '\\": ' in raw.decode() or digest_of_text(raw)
+
+
+def test_records_lie_where_they_are_looked_for_and_in_order(tmp_path):
+    assert read_all(tmp_path) == ([], [])
+    kept = [write(tmp_path, make(key=f"{n:02x}" * 32)) for n in (3, 1, 2)]
+    (tmp_path / "records" / "notes.txt").write_text("")
+    (kept[0].parent / "x.log").write_text("")
+    (tmp_path / "records" / "ibau" / "longer").mkdir()
+    (tmp_path / "records" / "ibau" / "longer" / "x.json").write_text("")
+    assert list(scan(tmp_path)) == sorted(kept)
 
 
 def test_a_failed_write_leaves_neither_half_a_file_nor_litter(tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ def store(root: Path, records: Iterable[Record]) -> None:
         payload["payload_sha256"] = digest(payload)
         path = path_of(root, item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(payload, sort_keys=True), encoding="utf-8")
+        path.write_text(json.dumps(payload, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
 def victim_json(root: Path, name: str, **changes: Any) -> Path:

@@ -120,6 +120,11 @@ def test_what_was_never_run_is_named() -> None:
     assert "ft at 2500 was not run on 1 victim" in only([*full, *other, twin]).text
 
 
+def test_a_panel_of_its_own_is_no_hole_in_the_boards() -> None:
+    panel = record("advft", panel="adversarial", attack="blended", after=distinct(5))
+    assert found([*victims(), panel]) == []
+
+
 def test_mixed_versions_and_environments_are_named() -> None:
     one, other, third = victims()
     old = dataclasses.replace(other, inputs={"metric": 1}, env={**other.env, "torch": "2.11.0"})

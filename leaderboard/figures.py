@@ -19,7 +19,8 @@ from leaderboard.degradation import ladders
 from leaderboard.statistics import Estimate
 from leaderboard.words import decimals, percent, plural, points
 
-LEAST: Final = 2  # ranked defenses, budgets or settings below which a chart says nothing
+LEAST: Final = 2  # ranked defenses or attacks below which a chart says nothing
+LEAST_PROFILE: Final = 3  # settings
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _profiles(analysis: Analysis) -> Drawing | None:
     board = analysis.board
     rows = [row for row in board.rows if row.ranked]
     settings = max((row.counted for row in rows), default=0)
-    if len(rows) < LEAST or settings < LEAST:
+    if len(rows) < LEAST or settings < LEAST_PROFILE:
         return None
     marks = (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)
     found, shares = [], []

@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 
 from leaderboard.aggregate import Board, Row, SettingRow
 from leaderboard.comparison import Comparison
+from leaderboard.published import SOURCES, Beside, Gap
 from leaderboard.statistics import Estimate
 from leaderboard.words import BOARD, Column, points
 
@@ -72,6 +73,26 @@ def pair(found: Comparison | None) -> Markup:
     low, high = difference.low, difference.high
     small = "not tested" if low is None or high is None else f"{points(low)} to {points(high)}"
     return Markup(f"<td{verdict}>{points(difference.mean)}<small>{small}</small>")
+
+
+def difference(gap: Gap | None, column: Column) -> Markup:
+    """A cell of the table of published figures: ours minus theirs, then ours, then theirs."""
+    if gap is None:
+        return Markup("<td>—")
+    sign = "+" if gap.mean > 0 else ""
+    off = " class=off" if gap.holds is False else ""
+    ours = " ".join(filter(None, (column.text(gap.measured.mean), interval(gap.measured, column))))
+    return Markup(
+        f"<td{off}><b>{sign}{column.text(gap.mean)}</b>"
+        f"<small>ours {ours}</small><small>theirs {column.text(gap.published)}</small>"
+    )
+
+
+def particular(line: Beside) -> list[str]:
+    """What differs on this line alone; what holds for its source is said once, above the table."""
+    source = SOURCES[line.published.source]
+    told = tuple(filter(None, (source.asr, source.runs)))
+    return [text for text in line.differs if not text.startswith(told)]
 
 
 def breakable(text: str) -> Markup:

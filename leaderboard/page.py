@@ -15,13 +15,13 @@ from markupsafe import Markup
 from bench.records import SCHEMA
 from leaderboard import canvas, gate, markdown, markup, words
 from leaderboard.aggregate import Board, Row, reference_board
-from leaderboard.analysis import Analysis
-from leaderboard.comparison import LEAST_SETTINGS
+from leaderboard.comparison import CONTRASTS, LEAST_SETTINGS
 from leaderboard.figures import drawings
 from leaderboard.grids import grids
 from leaderboard.payload import KEY_LENGTH, Index, index, pack, payload
 from leaderboard.provenance import Provenance
-from leaderboard.victims import Victim
+from leaderboard.published import SOURCES
+from leaderboard.report import Report
 
 HERE: Final = Path(__file__).parent
 COLUMNS: Final = len(words.BOARD) + 10  # of a board; the first names the defense
@@ -42,45 +42,29 @@ SCRIPTS: Final = (
 class Page:
     """All that the page shows."""
 
-    analyses: Sequence[Analysis]
-    victims: Sequence[Victim]
-    twins: int
-    records: int
-    problems: Sequence[str]
-    omissions: Sequence[str]
+    report: Report
     provenance: Provenance
     logs: Mapping[str, str] = field(default_factory=dict)  # tails of logs, by key of the record
 
     @property
-    def boards(self) -> Sequence[Board]:
-        """The boards alone, in the order of the page."""
-        return [analysis.board for analysis in self.analyses]
-
-    @property
     def defenses(self) -> int:
         """The number of different defenses, controls included."""
-        return len({row.defense for board in self.boards for row in board.rows})
+        return len({row.defense for board in self.report.boards for row in board.rows})
 
     @property
     def budgets(self) -> Sequence[Board]:
         """The boards of budgets, which can be compared with each other."""
-        return [board for board in self.boards if not board.apart]
-
-    @property
-    def reference(self) -> str:
-        """The budget by which the overview is ordered; empty without one."""
-        board = reference_board(self.boards)
-        return board.budget if board else ""
+        return [board for board in self.report.boards if not board.apart]
 
     @property
     def settings(self) -> int:
         """The number of different settings, clean twins aside."""
-        found = {s.key for board in self.boards for s in board.settings if not s.clean}
+        found = {s.key for board in self.report.boards for s in board.settings if not s.clean}
         return len(found)
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Survey:
     """One line of the overview: a defense, and its row on each board or None."""
 
     defense: str
@@ -96,21 +80,23 @@ def to_html(page: Page) -> str:
     """The page as text; equal input gives equal bytes."""
     style = canvas.style_sheet() + _static(STYLES)
     script = _static(SCRIPTS)
-    places = index(page.boards, page.victims)
-    known = {victim.key: victim for victim in page.victims}
+    report = page.report
+    places = index(report.boards, report.victims)
+    known = {victim.key: victim for victim in report.victims}
     return (
         _environment()
         .get_template("leaderboard.html.j2")
         .render(
             page=page,
+            report=report,
             policy=policy(script, style),
             style=Markup(style),
             script=Markup(script),
-            ladders=ladders(page.budgets),
-            figures=drawings(page.analyses, known),
-            choices=choices(page.boards),
+            overview=overview(page.budgets),
+            figures=drawings(report.analyses, known),
+            choices=choices(report.boards),
             places=places,
-            payload=Markup(pack(payload(page.analyses, page.victims, places, page.logs))),
+            payload=Markup(pack(payload(report.analyses, report.victims, places, page.logs))),
         )
     )
 
@@ -131,7 +117,7 @@ def _integrity(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def ladders(boards: Sequence[Board]) -> list[Ladder]:
+def overview(boards: Sequence[Board]) -> list[Survey]:
     """Defense by budget, in the order of the board that the charts show."""
     first = reference_board(boards)
     if first is None:
@@ -139,7 +125,7 @@ def ladders(boards: Sequence[Board]) -> list[Ladder]:
     by_board = [(board, {row.defense: row for row in board.rows}) for board in boards]
     names = [row.defense for row in first.rows]
     names += sorted({name for _, rows in by_board for name in rows} - set(names))
-    return [Ladder(name, tuple((b, rows.get(name)) for b, rows in by_board)) for name in names]
+    return [Survey(name, tuple((b, rows.get(name)) for b, rows in by_board)) for name in names]
 
 
 def choices(boards: Sequence[Board]) -> list[tuple[str, str, list[str]]]:
@@ -178,6 +164,9 @@ def _environment() -> Environment:
         COLUMNS=COLUMNS,
         GONE=words.Column("gone", "ASR < 10 %", "% of settings", "high", words.percent),
         LEAST_SETTINGS=LEAST_SETTINGS,
+        MARGIN=CONTRASTS["score"].margin,
+        PUBLISHED=words.BOARD[1:4],
+        SOURCES=SOURCES,
         CLEAN_DETAIL=words.CLEAN_DETAIL,
         KEY_LENGTH=KEY_LENGTH,
         SCHEMA=SCHEMA,
@@ -197,8 +186,11 @@ def _environment() -> Environment:
         duration=words.duration,
         gates=gate.gates,
         paper=markup.paper,
+        particular=markup.particular,
+        rank=markdown.rank,
         plural=words.plural,
         points=words.points,
+        difference=markup.difference,
         seeds=markdown.seeds,
         shorten=words.shorten,
         size=words.size,

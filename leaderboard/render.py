@@ -55,12 +55,7 @@ def render(root: Path, current_keys: Set[str] | None = None, release: str = "") 
     }
     texts = {name: encodable(text) for name, text in files(report, origin).items()}
     page = Page(
-        analyses=report.analyses,
-        victims=report.victims,
-        twins=report.twins,
-        records=len(records),
-        problems=report.problems,
-        omissions=report.omissions,
+        report=report,
         provenance=provenance(records, {n: sha256_of(t) for n, t in texts.items()}, release),
         logs=log_tails(root, records),
     )
@@ -73,7 +68,7 @@ def render(root: Path, current_keys: Set[str] | None = None, release: str = "") 
         markdown=folder / "leaderboard.md",
         csv=folder / "leaderboard.csv",
         json=folder / "leaderboard.json",
-        records=page.records,
+        records=len(records),
         stale=report.stale,
         superseded=report.superseded,
         findings=report.findings,

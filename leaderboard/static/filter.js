@@ -38,6 +38,7 @@ const Filter = (() => {
       grid.hidden = Boolean(other || (attack && gone.filter(Boolean).length === attacks.length));
       for (const row of select("table", grid).rows) for (const cell of row.cells) cell.hidden = gone[cell.cellIndex];
     }
+    for (const row of selectAll("#papers tbody tr")) row.hidden = !fits(row.dataset);
     const lines = selectAll("#zoo tbody tr");
     for (const row of lines) row.hidden = !fits(row.dataset);
     return [lines.filter((row) => !row.hidden).length, lines.length];

@@ -7,7 +7,7 @@ if (select("#payload")) {
   const cells = make("button", {
     type: "button", class: "save",
     onclick: async () => Tables.save("cells.json", (await Data.load()).text, "application/json"),
-  }, "cells in this page");
+  }, "Save the cells in this page");
   select("nav .files").append(" ", cells);
   State.onApply(() => State.goTo(State.get("at")));
   State.apply();

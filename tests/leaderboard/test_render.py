@@ -20,7 +20,7 @@ from bench.records import path_of, scan
 from leaderboard.markdown import escape
 from leaderboard.markup import paper
 from leaderboard.render import Rendered, render
-from leaderboard.words import count, duration, percent, points, size
+from leaderboard.words import count, duration, percent, plural, points, size
 from tests.leaderboard.synthetic import grid, metrics, record, store, victim_json
 
 EVIL = '"><script>alert(1)<img src=x onerror=alert(1)>|`x`|](javascript:alert(1))'
@@ -100,6 +100,29 @@ def test_every_number_is_in_the_html_without_javascript(page: Rendered) -> None:
                     )
                     printed = f"{points(score)}<small>{percent(acc)} / {percent(asr)}</small>"
                     assert printed in text
+
+
+def test_published_figures_and_findings_stand_on_the_page(tmp_path: Path) -> None:
+    twice = metrics(0.8712, 0.0534, 0.7123)
+    copied = [
+        record(seed=0, after=twice),
+        record(seed=0, attack="blended", after=twice),
+    ]
+    store(tmp_path, [*copied, record(seed=1), record(seed=2)])
+    done = render(tmp_path)
+    data = json.loads(done.json.read_text())
+    text = done.html.read_text()
+    published = text[text.index('id="papers"') : text.index('id="victims"')]
+    assert published.count("<tr data-dataset") == len(data["published"]) > 0
+    for line in data["published"]:
+        assert line["gaps"]
+        for name in line["gaps"]:
+            theirs = percent(line["published"]["figures"][name])
+            assert f"<small>theirs {theirs}</small>" in published
+    assert data["findings"]
+    for finding in data["findings"]:
+        assert html.escape(finding["text"])[:200] in text
+    assert f"They found {plural(len(data['findings']), 'thing')}" in text
 
 
 def test_every_cell_is_in_the_payload(page: Rendered) -> None:
@@ -204,7 +227,9 @@ def test_hostile_texts_are_inert(tmp_path: Path) -> None:
     assert [script.get("type") for script in outline.named("script")] == ["application/json", None]
     assert not outline.named("img")
     links = {link["href"] for link in outline.named("a")}
-    assert not [link for link in links if not re.match(r"#|leaderboard\.|https://", link or "")]
+    assert not [
+        link for link in links if not re.match(r"#|[a-z]+\.(csv|json|md)$|https://", link or "")
+    ]
     assert EVIL in " ".join(outline.words)
     assert long not in text
     assert not re.search(r"<(?!br>)", done.markdown.read_text())

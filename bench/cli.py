@@ -239,12 +239,15 @@ def leaderboard(
     strict: Annotated[
         bool, typer.Option("--strict", help="exit 3 if a check before publishing finds something")
     ] = False,
+    release: Annotated[
+        str, typer.Option("--release", help="a date or name that the page is published under")
+    ] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Render leaderboard.html, .md, .csv and .json from the records."""
     from bench import rendering
 
-    _leave(rendering.leaderboard(root, strict, json_output))
+    _leave(rendering.leaderboard(root, strict, json_output, release))
 
 
 @app.command()

@@ -23,7 +23,7 @@ def root_of(root: str | None) -> Path:
     return Path(root or os.environ.get("BENCH_ROOT") or "runs")
 
 
-def leaderboard(root: str | None, strict: bool, json_output: bool) -> int:
+def leaderboard(root: str | None, strict: bool, json_output: bool, release: str = "") -> int:
     """Renders, says where, and what to look at before publishing.
 
     With ``strict``, anything to look at makes exit 3. Not 2: nothing is wrong with the command, and
@@ -32,7 +32,7 @@ def leaderboard(root: str | None, strict: bool, json_output: bool) -> int:
     folder = root_of(root)
     if not (folder / "records").is_dir():
         raise UserError(f"no records under {folder}. Make some first: bench run --all")
-    findings = render(folder, json_output)
+    findings = render(folder, json_output, release=release)
     for finding in findings[:SHOWN]:
         print(f"bench: before publishing: {finding.kind}: {finding.text}", file=sys.stderr)
     if len(findings) > SHOWN:
@@ -40,15 +40,20 @@ def leaderboard(root: str | None, strict: bool, json_output: bool) -> int:
     return SOME_FAILED if strict and findings else OK
 
 
-def render(folder: Path, json_output: bool) -> tuple[Finding, ...]:
+def render(
+    folder: Path, json_output: bool, release: str = "", profile: str = ""
+) -> tuple[Finding, ...]:
     """Renders the newest record of every cell below a root; prints the paths.
+
+    ``release``, a date or a name, stands on the page, which knows no time of its own; ``profile``
+    in the commands that repeat a cell.
 
     Returns:
         What should be looked at before publishing.
     """
     from leaderboard.render import render as render_pages
 
-    rendered = render_pages(folder)
+    rendered = render_pages(folder, release=release, profile=profile)
     for problem in rendered.problems:
         print(f"bench: {problem}", file=sys.stderr)
     pages = {"html": rendered.html, "markdown": rendered.markdown, "csv": rendered.csv}

@@ -176,7 +176,7 @@ def run(request: Request, dry_run: bool, json_output: bool) -> int:
     if not cells:
         return nothing_to_run()
     records, ran = run_cells(settings, cells)
-    render(settings.root, json_output)
+    render(settings.root, json_output, profile=Path(request.profile).name)
     return summary(records, ran, failures)
 
 

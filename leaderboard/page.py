@@ -45,6 +45,7 @@ class Page:
     report: Report
     provenance: Provenance
     logs: Mapping[str, str] = field(default_factory=dict)  # tails of logs, by key of the record
+    profile: str = ""  # for the commands that repeat a cell; empty where it is not known
 
     @property
     def defenses(self) -> int:
@@ -83,6 +84,8 @@ def to_html(page: Page) -> str:
     report = page.report
     places = index(report.boards, report.victims)
     known = {victim.key: victim for victim in report.victims}
+    packed = payload(report.analyses, report.victims, places, page.logs)
+    packed["profile"] = page.profile
     return (
         _environment()
         .get_template("leaderboard.html.j2")
@@ -96,7 +99,7 @@ def to_html(page: Page) -> str:
             figures=drawings(report.analyses, known),
             choices=choices(report.boards),
             places=places,
-            payload=Markup(pack(payload(report.analyses, report.victims, places, page.logs))),
+            payload=Markup(pack(packed)),
         )
     )
 

@@ -226,9 +226,22 @@ def _setting(setting: Setting, strengths: list[str]) -> dict[str, Any]:
         "dataset": setting.dataset,
         "arch": setting.arch,
         "attack": setting.attack,
-        "clean": setting.clean,
+        "options": options(setting),
         "strengths": strengths,
     }
+
+
+def options(setting: Setting) -> list[str]:
+    """What ``bench run`` must be told to run this setting; a twin comes with any of its victims.
+
+    Width belongs to the profile; label rule and poison rate are no part of an attack's name here.
+    """
+    found = ["--dataset", setting.dataset, "--arch", setting.arch.split("*")[0]]
+    if setting.clean:
+        return found
+    name, _, inner = setting.attack.removesuffix("]").partition("[")
+    rule = f"label_rule={setting.label_rule}, poison_rate={setting.poison_rate:g}"
+    return [*found, "--attack", f"{name}[{', '.join(filter(None, (inner, rule)))}]"]
 
 
 def _victim(victim: Victim, places: Index) -> list[Any]:

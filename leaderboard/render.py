@@ -36,11 +36,16 @@ class Rendered:
     problems: tuple[str, ...]  # files that could not be read
 
 
-def render(root: Path, current_keys: Set[str] | None = None, release: str = "") -> Rendered:
+def render(
+    root: Path, current_keys: Set[str] | None = None, release: str = "", profile: str = ""
+) -> Rendered:
     """Writes ``root/leaderboard/leaderboard.html`` and the files beside it, each atomically.
 
-    ``current_keys`` are those of ``report.collect``. ``release``, a date or a name, stands on the
-    page; nothing else on it knows the time.
+    Args:
+        root: holds ``records`` and ``zoo``.
+        current_keys: as for ``report.collect``.
+        release: a date or a name, which stands on the page; nothing else on it knows the time.
+        profile: stands in the commands that repeat a cell; left to the reader where it is empty.
     """
     report = collect(root, current_keys)
     records = report.records
@@ -58,6 +63,7 @@ def render(root: Path, current_keys: Set[str] | None = None, release: str = "") 
         report=report,
         provenance=provenance(records, {n: sha256_of(t) for n, t in texts.items()}, release),
         logs=log_tails(root, records),
+        profile=profile,
     )
     texts["leaderboard.html"] = encodable(to_html(page))
     folder = root / "leaderboard"

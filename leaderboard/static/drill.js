@@ -31,12 +31,10 @@ const Drill = (() => {
 
   const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const command = (data, d, b, s, seeds) => {
-    const { dataset, arch, attack, clean } = data.settings[s];
     const { name, origin } = data.defenses[d];
     const words = ["bench", "run", "--root", "again", "--profile", quote(data.profile || "PROFILE")];
     if (origin.startsWith("file:")) words.push("--plugin", quote(origin.slice(5)));
-    words.push("--dataset", quote(dataset), "--arch", quote(arch));
-    if (!clean) words.push("--attack", quote(attack));
+    words.push(...data.settings[s].options.map(quote));
     words.push("--defense", quote(name), "--budget", quote(data.budgets[b]), "--seeds", [...new Set(seeds)].join(","));
     return words.join(" ");
   };

@@ -213,7 +213,8 @@ def test_from_a_number_to_settings_seeds_reason_log_and_command(visit: Visit) ->
     assert dialog.locator("tbody tr").count() == 2
     command = dialog.locator(".command code").inner_text()
     assert command.startswith("bench run --root again --profile PROFILE --dataset gtsrb")
-    assert command.endswith("--attack wanet --defense ibau --budget 2500 --seeds 0,1")
+    attack = "--attack 'wanet[label_rule=all-to-all, poison_rate=0.1]'"
+    assert command.endswith(f"{attack} --defense ibau --budget 2500 --seeds 0,1")
     link = page.evaluate("location.hash")
     page.keyboard.press("Escape")
     assert not dialog.is_visible()

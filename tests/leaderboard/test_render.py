@@ -17,11 +17,14 @@ from typing import Any
 import pytest
 
 from bench.records import path_of, scan
+from bench.registry import parse_spec
 from leaderboard.markdown import escape
 from leaderboard.markup import paper
+from leaderboard.payload import options
 from leaderboard.render import Rendered, render
+from leaderboard.victims import Setting
 from leaderboard.words import count, duration, percent, plural, points, size
-from tests.leaderboard.synthetic import grid, metrics, record, store, victim_json
+from tests.leaderboard.synthetic import SETTINGS, grid, metrics, record, store, victim_json
 
 EVIL = '"><script>alert(1)<img src=x onerror=alert(1)>|`x`|](javascript:alert(1))'
 
@@ -348,3 +351,22 @@ def test_training_anew_alone_makes_a_page_without_an_overview(tmp_path: Path) ->
     assert 'id="overview"' not in text
     assert "#overview" not in text
     assert "Trained from the poisoned set" in text
+
+
+def test_the_command_of_a_setting_names_exactly_its_attack() -> None:
+    names = ("dataset", "arch", "attack", "label_rule", "poison_rate")
+    for fields in (*SETTINGS, ("gtsrb", "small_vgg*0.5", "sig[delta=60]", "clean-label", 0.8)):
+        setting = Setting(**dict(zip(names, fields, strict=True)))
+        chosen = options(setting)
+        assert chosen[:4] == ["--dataset", fields[0], "--arch", "small_vgg"]
+        attack, params = parse_spec(chosen[5])
+        assert (params.pop("label_rule"), params.pop("poison_rate")) == fields[3:]
+        assert parse_spec(fields[2]) == (attack, params)
+    assert (
+        len(
+            options(
+                Setting(**dict(zip(names, ("signs", "vgg16", "none", "none", 0.0), strict=True)))
+            )
+        )
+        == 4
+    )

@@ -76,9 +76,9 @@ def _problem(metrics: Metrics | None) -> str:
     for strength, attacked in metrics.strengths.items():
         if attacked.asr + attacked.ra > 1 + ROUNDING:
             return f"ASR + RA = {attacked.asr + attacked.ra:.4f} at {strength}"
-    shares = _shares(metrics)
-    outside = min(shares) if min(shares) < 0 else max(shares)
-    return "" if 0 <= outside <= 1 else f"a share of {outside:.4f}"
+        if attacked.asr < 0 or attacked.ra < 0:
+            return f"a share of {min(attacked.asr, attacked.ra):.4f} at {strength}"
+    return "" if 0 <= metrics.acc <= 1 else f"an accuracy of {metrics.acc:.4f}"
 
 
 def _shares(metrics: Metrics) -> tuple[float, ...]:

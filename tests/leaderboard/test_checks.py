@@ -69,8 +69,8 @@ def test_an_impossible_victim_is_named_once() -> None:
 
 
 def test_shares_are_between_zero_and_one() -> None:
-    assert "a share of 1.2000" in found([record(after=metrics(1.2, 0.0, 0.5))])[0].text
-    assert "a share of -0.1000" in only([record(after=metrics(0.8, -0.1, 0.5))]).text
+    assert "an accuracy of 1.2000" in found([record(after=metrics(1.2, 0.0, 0.5))])[0].text
+    assert "a share of -0.1000 at x1" in only([record(after=metrics(0.8, -0.1, 0.5))]).text
 
 
 def test_a_defense_does_not_add_five_points_to_victim_and_twin() -> None:

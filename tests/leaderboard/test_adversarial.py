@@ -153,6 +153,12 @@ def test_it_is_in_every_file(tmp_path: Path, records: list[Record]) -> None:
     figure = table["rows"][1]["figures"]["pgd_8"]["mean"]
     assert figure == pytest.approx(0.36)
     assert [part["name"].split(" · ")[2] for part in table["parts"]] == ["badnets", "blended"]
+    text = rendered.html.read_text()
+    section = text[text.index('id="adversarial"') : text.index('id="how"')]
+    assert f'data-v="{figure:.6g}"' in section
+    assert "500 images per model for PGD and 100 of those for AutoAttack" in " ".join(
+        section.split()
+    )
     markdown = rendered.markdown.read_text()
     assert "## Adversarial fine-tuning" in markdown
     assert " 36.0 |" in markdown
@@ -169,6 +175,7 @@ def test_without_such_cells_nothing_is_said(tmp_path: Path) -> None:
     store(tmp_path, [record("ibau", "100", 0)])
     rendered = render(tmp_path)
     assert json.loads(rendered.json.read_text())["adversarial"] is None
+    assert 'id="adversarial"' not in rendered.html.read_text()
     assert "Adversarial fine-tuning" not in rendered.markdown.read_text()
 
 

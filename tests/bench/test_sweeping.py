@@ -1,5 +1,6 @@
 """What could break: keys that no run would make, cells on the board, records run twice or lost."""
 
+import csv
 import json
 import sys
 
@@ -10,6 +11,7 @@ from bench.records import scan
 from bench.registry import Registry
 from bench.sweeping import texts_of
 from bench.sweeps import Sweep, bare, in_order, read, read_all, remember
+from tests.bench.test_harness import FAULTY
 from zoo.errors import UserError
 
 
@@ -84,6 +86,20 @@ def test_a_sweep_makes_the_cells_of_runs_and_keeps_them_off_the_board(bench, whe
     assert len(list(scan(root))) == 6
     with open(picture["csv"]) as stream:
         assert len(stream.readlines()) == 1 + 4
+
+
+def test_a_sweep_of_data_is_drawn_against_the_number_of_images_too(bench, where):
+    sweep = ["sweep", "works@grey", "--param", "grey.per_class", "--values", "1,2"]
+    code, out, err = bench(*sweep, *where, "--plugin", FAULTY, "--budget", "0", "--json")
+    assert code == 0, err
+    trade_off, sizes = json.loads(out)
+    assert (trade_off["kind"], sizes["kind"]) == ("trade-off", "sizes")
+    with open(sizes["csv"]) as stream:
+        lines = list(csv.DictReader(stream))
+    assert [(line["line"], line["per_class"]) for line in lines] == [
+        ("works@grey", "1"),
+        ("works@grey", "2"),
+    ]
 
 
 def test_the_keys_are_those_that_a_run_makes(bench, where, root):

@@ -22,6 +22,7 @@ from leaderboard.payload import KEY_LENGTH, Index, index, pack, payload
 from leaderboard.provenance import Provenance
 from leaderboard.published import SOURCES
 from leaderboard.report import Report
+from leaderboard.ties import ties
 
 HERE: Final = Path(__file__).parent
 COLUMNS: Final = len(words.BOARD) + 10  # of a board; the first names the defense
@@ -180,6 +181,7 @@ def _environment() -> Environment:
         pair=markup.pair,
         same_as=markup.same_as,
         tags=markup.tags,
+        ties=ties,
     )
     environment.filters.update(
         board_title=words.board_title,
@@ -188,6 +190,7 @@ def _environment() -> Environment:
         count=words.count,
         duration=words.duration,
         gates=gate.gates,
+        letter=lambda number: chr(ord("A") + number),
         paper=markup.paper,
         particular=markup.particular,
         rank=markdown.rank,

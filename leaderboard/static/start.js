@@ -9,6 +9,6 @@ if (select("#payload")) {
     onclick: async () => Tables.save("cells.json", (await Data.load()).text, "application/json"),
   }, "Save the cells in this page");
   select("nav .files").append(" ", cells);
-  State.onApply(() => State.goTo(State.get("at")));
+  State.onApply(() => State.goTo(State.get("at"), "instant"));
   State.apply();
 }

@@ -60,12 +60,12 @@ const State = (() => {
   const onApply = (listener) => listeners.push(listener);
   const apply = () => listeners.forEach((listener) => listener());
 
-  const goTo = (id) => {
+  const goTo = (id, behavior) => {
     const place = document.getElementById(id);
     if (!place) return;
     const folded = place.closest("details");
     if (folded) folded.open = true;
-    place.scrollIntoView();
+    place.scrollIntoView({ behavior });
   };
   addEventListener("hashchange", () => {
     if (location.hash.slice(1) === fragment()) return;
@@ -78,7 +78,7 @@ const State = (() => {
     event.preventDefault(); /* the browser would throw the filters away */
     const id = link.getAttribute("href").slice(1);
     set({ at: id });
-    goTo(id);
+    goTo(id, "auto");
     document.getElementById(id).tabIndex = -1; /* the keyboard goes on from there */
     document.getElementById(id).focus({ preventScroll: true });
   });

@@ -187,7 +187,7 @@ def test_a_link_to_a_view_restores_it(visit: Visit) -> None:
     assert page.get_by_label("Search").input_value() == "b"
     assert all("b" in name for name in names(page))
     top = page.locator("#budget-2500").evaluate("(e) => e.getBoundingClientRect().top")
-    assert 0 <= top < 300
+    assert 0 <= top < 120
     page.evaluate("location.hash = '#q=clp'")
     page.wait_for_function("document.querySelector('[name=q]').value === 'clp'")
     assert names(page) == ["clp"]

@@ -141,7 +141,7 @@ def path_of(root: Path, record: Record) -> Path:
 
 def write(root: Path, record: Record, log_tail: str = "", picture: bytes = b"") -> Path:
     """Stores a record (beside it, the tail of the cell's log and a PNG); returns its path."""
-    payload = dataclasses.asdict(record)
+    payload = _encodable(dataclasses.asdict(record))
     payload.pop("payload_sha256")
     payload["payload_sha256"] = digest(payload)
     path = path_of(root, record)
@@ -151,6 +151,13 @@ def write(root: Path, record: Record, log_tail: str = "", picture: bytes = b"") 
         write_atomic(path.with_suffix(".png"), picture)
     write_atomic(path, json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _encodable(payload: dict[str, Any]) -> dict[str, Any]:
+    """Without lone surrogates, which a plugin's message may hold, but no strict parser takes."""
+    text = json.dumps(payload, ensure_ascii=False)
+    found: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))
+    return found
 
 
 def read(path: Path) -> Record:

@@ -141,16 +141,21 @@ def path_of(root: Path, record: Record) -> Path:
 
 def write(root: Path, record: Record, log_tail: str = "", picture: bytes = b"") -> Path:
     """Stores a record (beside it, the tail of the cell's log and a PNG); returns its path."""
-    payload = _encodable(dataclasses.asdict(record))
-    payload.pop("payload_sha256")
-    payload["payload_sha256"] = digest(payload)
     path = path_of(root, record)
     if log_tail:
         write_atomic(path.with_suffix(".log"), log_tail)
     if picture:
         write_atomic(path.with_suffix(".png"), picture)
-    write_atomic(path, json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n")
+    write_atomic(path, text_of(record))
     return path
+
+
+def text_of(record: Record) -> str:
+    """A record as its file holds it, with the digest of its payload."""
+    payload = _encodable(dataclasses.asdict(record))
+    payload.pop("payload_sha256")
+    payload["payload_sha256"] = digest(payload)
+    return json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def _encodable(payload: dict[str, Any]) -> dict[str, Any]:

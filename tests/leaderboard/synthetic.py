@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.records import Attacked, Cell, Cost, Metrics, Record, digest, path_of
+from bench.records import Attacked, Cell, Cost, Metrics, Record, digest, path_of, text_of
 from leaderboard.outcomes import effectiveness, score
 
 # defense -> (needs, chance that the backdoor goes at 2,500 images, accuracy kept)
@@ -195,12 +195,9 @@ def _twin(defense: str, budget: str, dataset: str, arch: str, seed: int) -> Reco
 def store(root: Path, records: Iterable[Record]) -> None:
     """Writes records as ``bench.records.write`` does, without waiting for the disk each time."""
     for item in records:
-        payload = dataclasses.asdict(item)
-        payload.pop("payload_sha256")
-        payload["payload_sha256"] = digest(payload)
         path = path_of(root, item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(payload, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        path.write_text(text_of(item), encoding="utf-8")
 
 
 def victim_json(root: Path, name: str, **changes: Any) -> Path:

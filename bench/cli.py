@@ -251,6 +251,20 @@ def leaderboard(
 
 
 @app.command()
+def export(
+    root: RootOption = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="folder to write to [ROOT/leaderboard/paper]")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write the leaderboard for a paper: LaTeX tables, figures as PDF, BibTeX, a text."""
+    from bench import rendering
+
+    _leave(rendering.export(root, out, json_output))
+
+
+@app.command()
 def gallery(
     profile: ProfileOption = None,
     preset: PresetOption = None,

@@ -29,9 +29,7 @@ def leaderboard(root: str | None, strict: bool, json_output: bool, release: str 
     With ``strict``, anything to look at makes exit 3. Not 2: nothing is wrong with the command, and
     all pages are written; as after a run with failed cells, somebody has to look.
     """
-    folder = root_of(root)
-    if not (folder / "records").is_dir():
-        raise UserError(f"no records under {folder}. Make some first: bench run --all")
+    folder = _with_records(root)
     findings = render(folder, json_output, release=release)
     for finding in findings[:SHOWN]:
         print(f"bench: before publishing: {finding.kind}: {finding.text}", file=sys.stderr)
@@ -67,3 +65,25 @@ def render(
         for path in (*pages.values(), rendered.json):
             print(f"  {path}")
     return rendered.findings
+
+
+def export(root: str | None, out: str | None, json_output: bool) -> int:
+    """Writes the paper kit and says where, and for what it found nothing to cite."""
+    from leaderboard.export import export as write_kit
+
+    kit = write_kit(_with_records(root), Path(out) if out else None)
+    for topic in kit.missing:
+        print(f"bench: nothing to cite for {topic}", file=sys.stderr)
+    if json_output:
+        files = [str(path) for path in kit.files]
+        print(json.dumps({"folder": str(kit.folder), "files": files, "missing": kit.missing}))
+    else:
+        print(f"{len(kit.files)} files in {kit.folder}; compile paper.tex there, or take parts")
+    return OK
+
+
+def _with_records(root: str | None) -> Path:
+    folder = root_of(root)
+    if not (folder / "records").is_dir():
+        raise UserError(f"no records under {folder}. Make some first: bench run --all")
+    return folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.records import FAILED, SCHEMA, Record, path_of, write_atomic
+from bench.records import FAILED, SCHEMA, Record, collector_paused, path_of, write_atomic
 from leaderboard.checks import Finding
 from leaderboard.document import to_json
 from leaderboard.markdown import to_markdown
@@ -36,6 +36,7 @@ class Rendered:
     problems: tuple[str, ...]  # files that could not be read
 
 
+@collector_paused()
 def render(
     root: Path, current_keys: Set[str] | None = None, release: str = "", profile: str = ""
 ) -> Rendered:

@@ -1,9 +1,7 @@
 """What could break only in a browser: the policy, the fragment, dialogs, the keyboard, narrow screens."""
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +10,11 @@ import pytest
 from bench.records import path_of
 from leaderboard.page import COLUMNS
 from leaderboard.render import render
+from tests.leaderboard.chromium import launch, needed
 from tests.leaderboard.synthetic import grid, metrics, record, store, victim_json
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra [test] is not installed")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
+pytestmark = needed
 
 EVIL = '"><img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 WORDS = (
@@ -45,9 +41,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
     with sync_api.sync_playwright() as library:
-        # As root, as in a container, Chromium has no sandbox to offer.
-        unconfined = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        started = library.chromium.launch(executable_path=CHROMIUM, args=unconfined)
+        started = launch(library)
         yield started
         started.close()
 

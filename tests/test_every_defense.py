@@ -43,6 +43,9 @@ SHORT = {
     "success": 0.0,
     "reach_threshold": 0.0,
 }
+OWN: dict[str, dict[str, float]] = {
+    "nad": {"lr": 0.01},  # at its own 0.1 a network that was never trained diverges
+}
 DATA_FREE = [d for d in defenses.ALL if d.needs == "nothing"]
 LABELLED = ("labels", "optional", "poisoned-train")
 DATA_DRIVEN = [d for d in defenses.ALL if d.needs in ("images", *LABELLED)]
@@ -96,6 +99,7 @@ def run(
         device=torch.device("cpu"),
     )
     short = {k: v for k, v in SHORT.items() if k in entry.hyper_parameters()}
+    short |= OWN.get(entry.name, {})
     result = entry.run(clone(victim), view, **entry.resolve(short))
     if isinstance(result, list):  # an oracle's candidates; the last is furthest from the victim
         assert entry.oracle

@@ -47,7 +47,7 @@ def stamps(root):
     return {p: p.stat().st_mtime_ns for p in root.glob("records/*/??/*.json")}
 
 
-def test_thirty_kills_at_random_moments(setup, tmp_path):
+def test_kills_at_random_moments(setup, tmp_path):
     root, command = setup
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(root, undisturbed)

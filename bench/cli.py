@@ -8,14 +8,18 @@ Nothing here imports torch before a verb needs it.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import sys
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.verbs import Request
 
 OK: Final = 0
 INTERNAL_ERROR: Final = 1
@@ -120,19 +124,7 @@ def build_zoo(
     """Train and admit the profile's victims and clean twins; resumes."""
     from bench import verbs
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        dataset=dataset,
-        arch=arch,
-        seeds=seeds,
-        jobs=jobs,
-        device=device,
-        executor=executor,
-        download=download,
-    )
+    request = _request(locals())
     _work(lambda: verbs.build(request, dry_run, json_output))
 
 
@@ -167,24 +159,7 @@ def run(
         raise UserError(
             "say --all, or pick something: --defense ft --budget 100 (see bench run --help)"
         )
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        defense=defense,
-        dataset=dataset,
-        arch=arch,
-        budget=budget,
-        seeds=seeds,
-        plugin=plugin,
-        jobs=jobs,
-        device=device,
-        executor=executor,
-        download=download,
-        retry_failed=retry_failed,
-        everything=everything,
-    )
+    request = _request(locals())
     _work(lambda: verbs.run(request, dry_run, json_output))
 
 
@@ -212,24 +187,9 @@ def sweep(
     json_output: JsonOption = False,
 ) -> None:
     """Run one defense over a range of one hyper-parameter; draw ACC against ASR."""
-    from bench import sweeping, verbs
+    from bench import sweeping
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        dataset=dataset,
-        arch=arch,
-        budget=budget,
-        seeds=seeds,
-        plugin=plugin,
-        jobs=jobs,
-        device=device,
-        executor=executor,
-        download=download,
-        retry_failed=retry_failed,
-    )
+    request = _request({**locals(), "defense": None})
     _work(lambda: sweeping.sweep(request, defense, param, values, dry_run, json_output))
 
 
@@ -279,19 +239,9 @@ def gallery(
     json_output: JsonOption = False,
 ) -> None:
     """Picture what every attack of the profile does to images: PNG and HTML."""
-    from bench import verbs
     from bench.gallery import gallery as show
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        dataset=dataset,
-        arch=arch,
-        seeds=seeds,
-        download=download,
-    )
+    request = _request(locals())
     _work(lambda: show(request, images, json_output))
 
 
@@ -312,22 +262,9 @@ def stability(
     json_output: JsonOption = False,
 ) -> None:
     """How stable victims are on their base sets, against clean images; resumes."""
-    from bench import verbs
     from bench.stability import stability as probe
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        dataset=dataset,
-        arch=arch,
-        budget=budget,
-        seeds=seeds,
-        plugin=plugin,
-        device=device,
-        download=download,
-    )
+    request = _request(locals())
     _work(lambda: probe(request, json_output))
 
 
@@ -348,22 +285,9 @@ def trigger_detection(
     json_output: JsonOption = False,
 ) -> None:
     """Whether base sets hold the trigger of their victim, by a trained detector; resumes."""
-    from bench import verbs
     from bench.trigger_detection import trigger_detection as detect
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        attack=attack,
-        dataset=dataset,
-        arch=arch,
-        budget=budget,
-        seeds=seeds,
-        plugin=plugin,
-        device=device,
-        download=download,
-    )
+    request = _request(locals())
     _work(lambda: detect(request, json_output))
 
 
@@ -379,13 +303,7 @@ def status(
     """Count fresh, stale, missing and failed cells."""
     from bench import verbs
 
-    request = verbs.Request(
-        profile=chosen_profile(profile, preset),
-        root=root,
-        data=data,
-        plugin=plugin,
-        everything=True,
-    )
+    request = _request({**locals(), "everything": True})
     _leave(verbs.status(request, json_output))
 
 
@@ -397,6 +315,15 @@ def doctor(
     from bench import inspection
 
     _leave(inspection.doctor(root, data, json_output))
+
+
+def _request(options: dict[str, Any]) -> Request:
+    """Those of a verb's options that say what to work on, and where."""
+    from bench.verbs import Request
+
+    names = {field.name for field in dataclasses.fields(Request)} - {"profile"}
+    chosen = {name: options[name] for name in names & options.keys()}
+    return Request(profile=chosen_profile(options["profile"], options.get("preset")), **chosen)
 
 
 def chosen_profile(profile: str | None, preset: str | None) -> str:

@@ -190,27 +190,8 @@ def _plan_cell(
     base: PlannedBase | None,
     evasion: Evasion,
 ) -> PlannedCell:
-    meta = victim.meta
-    broken = isinstance(entry, Broken)
-    cell = Cell(
-        dataset=meta["dataset"],
-        arch=meta["arch"],
-        attack=meta["attack"],
-        label_rule=meta["label_rule"],
-        poison_rate=meta["poison_rate"],
-        victim_seed=meta["seed"],
-        target=meta["target"],
-        twin=twin.hash,
-        defense=name,
-        params=params,
-        budget=budget.token,
-        defense_seed=defense_seed,
-        needs="nothing" if isinstance(entry, Broken) else entry.needs,
-        oracle=not isinstance(entry, Broken) and entry.defense.oracle,
-        panel=panel_of(entry),
-        origin=entry.origin,
-        paper="" if isinstance(entry, Broken) else entry.defense.paper,
-    )
+    meta, broken = victim.meta, isinstance(entry, Broken)
+    cell = _cell(name, entry, params, defense_seed, victim, twin, budget.token)
     inputs = {
         "schema": SCHEMA,
         "metric": METRIC_VERSION,
@@ -243,6 +224,37 @@ def _plan_cell(
         or _no_set(cell, victim)
         or refusal(base),
         base=base,
+    )
+
+
+def _cell(
+    name: str,
+    entry: Entry | Broken,
+    params: dict[str, Any],
+    defense_seed: int,
+    victim: Stored,
+    twin: Stored,
+    token: str,
+) -> Cell:
+    meta = victim.meta
+    return Cell(
+        dataset=meta["dataset"],
+        arch=meta["arch"],
+        attack=meta["attack"],
+        label_rule=meta["label_rule"],
+        poison_rate=meta["poison_rate"],
+        victim_seed=meta["seed"],
+        target=meta["target"],
+        twin=twin.hash,
+        defense=name,
+        params=params,
+        budget=token,
+        defense_seed=defense_seed,
+        needs="nothing" if isinstance(entry, Broken) else entry.needs,
+        oracle=not isinstance(entry, Broken) and entry.defense.oracle,
+        panel=panel_of(entry),
+        origin=entry.origin,
+        paper="" if isinstance(entry, Broken) else entry.defense.paper,
     )
 
 

@@ -206,8 +206,12 @@ def _plot(axes: Axes, line: Line, name: str, look: dict[str, Any], aside: float)
     ]
     faint = {"color": look["color"], "s": 7, "alpha": 0.3, "linewidth": 0}
     axes.scatter([size for size, _ in dots], [value for _, value in dots], **faint)
-    halves = [100 * (figure.half or 0.0) for figure in figures]
-    axes.errorbar(sizes, [100 * f.mean for f in figures], halves, **look, elinewidth=0.7)
+    ends = [(f.mean if f.low is None else f.low, f.high or f.mean) for f in figures]
+    bars = [
+        [100 * (f.mean - low) for f, (low, _) in zip(figures, ends, strict=True)],
+        [100 * (high - f.mean) for f, (_, high) in zip(figures, ends, strict=True)],
+    ]
+    axes.errorbar(sizes, [100 * f.mean for f in figures], bars, **look, elinewidth=0.7)
 
 
 def _handles(picture: SizePicture, looks: Sequence[dict[str, Any]]) -> list[Any]:
@@ -231,16 +235,16 @@ def _references(picture: SizePicture) -> dict[str, tuple[dict[str, float], dict[
 
 
 def table(picture: SizePicture) -> str:
-    """One CSV line per point: means over victim seeds and half-widths of their 95 % intervals."""
+    """One CSV line per point: means over victim seeds and the ends of their 95 % intervals."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     place = [field.name for field in dataclasses.fields(Setting)]
-    figures = ["acc", "acc_half", "asr", "asr_half"]
+    figures = [f"{name}{end}" for name in ("acc", "asr") for end in ("", "_low", "_high")]
     writer.writerow([*place, "line", "per_class", *figures, "seeds", "failed"])
     for line in picture.lines:
         for size, row in line.points:
             means = [row.figures[name] for name in ("acc", "asr")]
-            values = [value for mean in means for value in (mean.mean, mean.half)]
+            values = [value for mean in means for value in (mean.mean, mean.low, mean.high)]
             failed = sum(outcome.failed for outcome in row.outcomes)
             where = dataclasses.astuple(picture.setting)
             writer.writerow([*where, line.label, size, *values, row.seeds, failed])

@@ -35,11 +35,6 @@ class Estimate:
     high: float | None
     n: int
 
-    @property
-    def half(self) -> float | None:
-        """Half the width of the interval; it need not lie evenly around the mean."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
 
 @cache
 def t_quantile(degrees: int) -> float:

@@ -333,20 +333,12 @@ def test_threads_do_not_follow_from_what_is_left(settings, monkeypatch, jobs, co
 
 
 @pytest.fixture
-def bench(capfd, monkeypatch, profile, toy_data):
-    """`bench build-zoo`: exit code, standard output, standard error."""
+def bench(bench, profile, toy_data):
+    """`bench build-zoo`."""
 
     def run(root, *arguments, seeds="0"):
         where = ["-p", profile, "--root", root, "--data", toy_data, "--seeds", seeds, "-j", 2]
-        monkeypatch.setattr(sys, "argv", ["bench", "build-zoo", *map(str, [*where, *arguments])])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return bench("build-zoo", *where, *arguments)
 
     return run
 

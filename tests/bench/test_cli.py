@@ -12,34 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from bench.cli import app, main
+from bench.cli import app
 from bench.verbs import parse_seeds
 from zoo.errors import UserError
 
 FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
-
-
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def bench(capfd, monkeypatch):
-    """Runs the real entry point in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import csv
 import functools
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from attacks import MultiTrigger
 from bench import stability, trigger_detection
 from bench.base_sets import BaseSets
-from bench.cli import main
 from bench.config import load_profile
 from bench.measurements import measured
 from bench.plan import plan_cells
@@ -84,7 +82,7 @@ def where(root, toy_data, toy_profile):
 
 
 @pytest.fixture
-def bench(where, capfd, monkeypatch):
+def bench(bench, where, monkeypatch):
     """Runs the real entry point in this process, with short schedules."""
     short = functools.partial(Probe, steps=2, starts=2, scout_steps=1, norms=(0.0, 1.0, 8.0))
     monkeypatch.setattr(stability, "Probe", short)
@@ -99,15 +97,7 @@ def bench(where, capfd, monkeypatch):
             for one in (value if isinstance(value, list) else [value])
             for word in (f"--{name}", one)
         ]
-        monkeypatch.setattr(sys, "argv", ["bench", *arguments, *words])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        return bench(*arguments, *words)
 
     return run
 

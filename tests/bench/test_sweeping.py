@@ -2,35 +2,15 @@
 
 import csv
 import json
-import sys
 
 import pytest
 
-from bench.cli import main
 from bench.records import scan
 from bench.registry import Registry
 from bench.sweeping import texts_of
 from bench.sweeps import Sweep, bare, in_order, read, read_all, remember
 from tests.bench.test_harness import FAULTY
 from zoo.errors import UserError
-
-
-@pytest.fixture
-def bench(capfd, monkeypatch):
-    """Runs the real entry point in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

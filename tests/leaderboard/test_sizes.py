@@ -145,8 +145,10 @@ def test_the_picture_stands_beside_the_trade_off_with_a_table_of_its_own(tmp_pat
     ]
     assert [line["failed"] for line in lines] == ["0", "1", "0", "0"]
     assert float(lines[0]["acc"]) == pytest.approx(0.89)
-    assert float(lines[0]["acc_half"]) == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-4)
-    assert lines[-1]["acc_half"] == ""  # one seed has no interval
+    half = 4.302653 * 0.01 / 3**0.5
+    ends = float(lines[0]["acc_low"]), float(lines[0]["acc_high"])
+    assert ends == pytest.approx((0.89 - half, 0.89 + half), rel=1e-4)
+    assert lines[-1]["acc_low"] == ""  # one seed has no interval
 
 
 def test_hostile_names_and_a_single_point() -> None:

@@ -1,4 +1,4 @@
-"""The command line. Data goes to standard output, chatter to standard error.
+"""The command line: building, running, showing. Data goes to standard output, chatter to standard error.
 
 Exit codes: 0 all fine, 1 internal error, 2 usage (or something that only the user can mend),
 3 finished but some cells failed, 4 nothing matched, 5 drift, 130 interrupted.
@@ -8,35 +8,38 @@ Nothing here imports torch before a verb needs it.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated
 
 import typer
 
-from zoo.errors import UserError
-
-if TYPE_CHECKING:
-    from bench.verbs import Request
-
-OK: Final = 0
-INTERNAL_ERROR: Final = 1
-USAGE: Final = 2
-SOME_FAILED: Final = 3
-NOTHING_MATCHED: Final = 4
-INTERRUPTED: Final = 130
-
-app = typer.Typer(
-    name="bench",
-    help="Unbackdoor: a benchmark of backdoor removal under matched data budgets.",
-    epilog="Exit codes: 0 fine, 1 internal error, 2 usage, 3 some cells failed, 4 nothing matched, "
-    "5 drift, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
+from bench.app import (
+    USAGE,
+    ArchOption,
+    AttackOption,
+    BudgetOption,
+    DataOption,
+    DatasetOption,
+    DefenseOption,
+    DeviceOption,
+    DownloadOption,
+    DryRunOption,
+    ExecutorOption,
+    JobsOption,
+    JsonOption,
+    PluginOption,
+    PresetOption,
+    ProfileOption,
+    RetryOption,
+    RootOption,
+    SeedsOption,
+    app,
+    leave,
+    request_of,
+    work,
 )
+from zoo.errors import UserError
 
 
 class ListWhat(enum.StrEnum):
@@ -48,38 +51,6 @@ class ListWhat(enum.StrEnum):
     MODELS = "models"
     PROFILES = "profiles"
     BUDGETS = "budgets"
-
-
-ProfileOption = Annotated[
-    str | None, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml [quick]")
-]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="a paper's exact conditions: ibau, bcu, dhbe, fred")
-]
-RootOption = Annotated[
-    str | None, typer.Option("--root", help="where artefacts live [$BENCH_ROOT, else ./runs]")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="folder with data sets [$BENCH_DATA]")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
-JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="at a time [number of cores]")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... [auto]")]
-ExecutorOption = Annotated[str, typer.Option("--executor", help="local or serial")]
-PluginOption = Annotated[
-    list[str] | None, typer.Option("--plugin", help="FILE.py with defenses; may be repeated")
-]
-DownloadOption = Annotated[
-    bool, typer.Option("--download", help="let torchvision download missing data sets")
-]
-RetryOption = Annotated[bool, typer.Option("--retry-failed", help="run failed cells again")]
-AttackOption = Annotated[list[str] | None, typer.Option("--attack", help="e.g. badnets[size=5]")]
-DefenseOption = Annotated[list[str] | None, typer.Option("--defense", help="e.g. ibau[rounds=3]")]
-DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="name or folder:PATH")]
-ArchOption = Annotated[list[str] | None, typer.Option("--arch", help="small_vgg, resnet18, vgg16")]
-BudgetOption = Annotated[list[str] | None, typer.Option("--budget", help="e.g. 100")]
-SeedsOption = Annotated[str | None, typer.Option("--seeds", help="e.g. 0,1,2 or 0-13")]
 
 
 @app.command("list")
@@ -101,7 +72,7 @@ def list_(
 
         print(page(), end="")
         return
-    _leave(inspection.show_list(what.value if what else None, plugin or [], json_output))
+    leave(inspection.show_list(what.value if what else None, plugin or [], json_output))
 
 
 @app.command("build-zoo")
@@ -124,8 +95,8 @@ def build_zoo(
     """Train and admit the profile's victims and clean twins; resumes."""
     from bench import verbs
 
-    request = _request(locals())
-    _work(lambda: verbs.build(request, dry_run, json_output))
+    request = request_of(locals())
+    work(lambda: verbs.build(request, dry_run, json_output))
 
 
 @app.command()
@@ -159,8 +130,8 @@ def run(
         raise UserError(
             "say --all, or pick something: --defense ft --budget 100 (see bench run --help)"
         )
-    request = _request(locals())
-    _work(lambda: verbs.run(request, dry_run, json_output))
+    request = request_of(locals())
+    work(lambda: verbs.run(request, dry_run, json_output))
 
 
 @app.command()
@@ -189,8 +160,8 @@ def sweep(
     """Run one defense over a range of one hyper-parameter; draw ACC against ASR."""
     from bench import sweeping
 
-    request = _request({**locals(), "defense": None})
-    _work(lambda: sweeping.sweep(request, defense, param, values, dry_run, json_output))
+    request = request_of({**locals(), "defense": None})
+    work(lambda: sweeping.sweep(request, defense, param, values, dry_run, json_output))
 
 
 @app.command()
@@ -207,7 +178,7 @@ def leaderboard(
     """Render leaderboard.html, .md, .csv and .json from the records."""
     from bench import rendering
 
-    _leave(rendering.leaderboard(root, strict, json_output, release))
+    leave(rendering.leaderboard(root, strict, json_output, release))
 
 
 @app.command()
@@ -221,7 +192,7 @@ def export(
     """Write the leaderboard for a paper: LaTeX tables, figures as PDF, BibTeX, a text."""
     from bench import rendering
 
-    _leave(rendering.export(root, out, json_output))
+    leave(rendering.export(root, out, json_output))
 
 
 @app.command()
@@ -241,8 +212,8 @@ def gallery(
     """Picture what every attack of the profile does to images: PNG and HTML."""
     from bench.gallery import gallery as show
 
-    request = _request(locals())
-    _work(lambda: show(request, images, json_output))
+    request = request_of(locals())
+    work(lambda: show(request, images, json_output))
 
 
 @app.command()
@@ -264,8 +235,8 @@ def stability(
     """How stable victims are on their base sets, against clean images; resumes."""
     from bench.stability import stability as probe
 
-    request = _request(locals())
-    _work(lambda: probe(request, json_output))
+    request = request_of(locals())
+    work(lambda: probe(request, json_output))
 
 
 @app.command("trigger-detection")
@@ -287,8 +258,8 @@ def trigger_detection(
     """Whether base sets hold the trigger of their victim, by a trained detector; resumes."""
     from bench.trigger_detection import trigger_detection as detect
 
-    request = _request(locals())
-    _work(lambda: detect(request, json_output))
+    request = request_of(locals())
+    work(lambda: detect(request, json_output))
 
 
 @app.command()
@@ -303,8 +274,8 @@ def status(
     """Count fresh, stale, missing and failed cells."""
     from bench import verbs
 
-    request = _request({**locals(), "everything": True})
-    _leave(verbs.status(request, json_output))
+    request = request_of({**locals(), "everything": True})
+    leave(verbs.status(request, json_output))
 
 
 @app.command()
@@ -314,47 +285,7 @@ def doctor(
     """Versions, device, precision, data, disk: what is there and how to get the rest."""
     from bench import inspection
 
-    _leave(inspection.doctor(root, data, json_output))
-
-
-def _request(options: dict[str, Any]) -> Request:
-    """Those of a verb's options that say what to work on, and where."""
-    from bench.verbs import Request
-
-    names = {field.name for field in dataclasses.fields(Request)} - {"profile"}
-    chosen = {name: options[name] for name in names & options.keys()}
-    return Request(profile=chosen_profile(options["profile"], options.get("preset")), **chosen)
-
-
-def chosen_profile(profile: str | None, preset: str | None) -> str:
-    """The profile that the two options name together; ``quick`` where they name none.
-
-    Raises:
-        UserError: both are given, or the preset is unknown.
-    """
-    from bench.config import PRESETS
-
-    if preset is None:
-        return profile or "quick"
-    if profile is not None:
-        raise UserError("expected --profile or --preset, got both")
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}. Known: {', '.join(PRESETS)}")
-    return preset
-
-
-def _leave(code: int) -> None:
-    if code:
-        raise typer.Exit(code)
-
-
-def _work(verb: Callable[[], int]) -> None:
-    """Runs a long verb; typer would turn Ctrl-C into a silent exit."""
-    try:
-        _leave(verb())
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command resumes", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    leave(inspection.doctor(root, data, json_output))
 
 
 def main() -> None:

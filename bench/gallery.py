@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench import sheet
-from bench.cli import OK
+from bench.app import OK
 from bench.config import BUILT_IN
 from bench.exhibits import FACTOR, GREY, Exhibit, PriorExhibit, exhibits, prior_exhibits
 from bench.placards import LEGEND, Placard, placard, prior_placard, shorten

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.cli import OK, SOME_FAILED
+from bench.app import OK, SOME_FAILED
 from zoo.errors import UserError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from bench.cli import NOTHING_MATCHED, OK
+from bench.app import NOTHING_MATCHED, OK
 from bench.measurements import measured, to_csv
 from bench.progress import Progress
 from bench.subjects import ProbedSet, Subject, Subjects

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from tabulate import tabulate
 
+from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
-from bench.cli import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.config import load_profile
 from bench.environment import cores, default_device
 from bench.executors import EXECUTORS, Executor

@@ -17,9 +17,11 @@ from typing import Final
 # Our own code that a defense can reach; their parent folder is where the packages are installed.
 _OWN_PACKAGES: Final = ("defenses", "zoo")
 _BASE: Final = Path(__file__).resolve().parent.parent
+SHORT: Final = 12  # hex digits of the hash of one file, which is in no key
 _LAYOUT: Final = {tokenize.NL, tokenize.COMMENT, tokenize.ENCODING, tokenize.ENDMARKER}
 
 
+@functools.lru_cache(maxsize=256)  # most defenses share most of their modules
 def code_tokens(source: str) -> str:
     """The token stream without comments, docstrings and blank lines.
 
@@ -68,6 +70,28 @@ def code_hash(path: Path) -> str:
         digest.update(f"{file.parent.name}/{file.name}\x00".encode() if file != path else b"\x00")
         digest.update(code_tokens(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def file_hashes(path: Path) -> dict[str, str]:
+    """A short hash of each file that :func:`code_hash` covers, by name: which of them has changed.
+
+    Raises:
+        SyntaxError: one of the files does not parse.
+        OSError: one cannot be read.
+    """
+    path = path.resolve()
+    own = any(path.is_relative_to(_BASE / package) for package in _OWN_PACKAGES)
+    folder = _BASE if own else path.parent
+    return {
+        file.relative_to(folder if file.is_relative_to(folder) else _BASE).as_posix(): _short(file)
+        for file in sorted(_closure(path))
+    }
+
+
+def _short(file: Path) -> str:
+    tokens = code_tokens(file.read_text(encoding="utf-8"))
+    return hashlib.sha256(tokens.encode()).hexdigest()[:SHORT]
 
 
 def _closure(path: Path) -> set[Path]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from bench.base_sets import SCHEMA as BASE_SET_SCHEMA
 from bench.base_sets import PlannedBase, refusal
 from bench.budgets import TRAINING_SET, Budget, Budgets, Manifest, training_budget
+from bench.codehash import file_hashes
 from bench.config import Evasion, Grid, Profile
 from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
@@ -50,6 +51,7 @@ class PlannedCell:
     seed: int  # of the defense's random numbers
     not_applicable: str = ""  # why it needs no run
     base: PlannedBase | None = None  # what the defense is given in place of the budget
+    sources: dict[str, str] = field(default_factory=dict)  # see :func:`sources_of`
 
     @property
     def label(self) -> str:
@@ -125,9 +127,9 @@ def plan_cells(
                     else budgets.budget(data, manifest, token)
                 )
                 for seed in profile.defense_seeds:
-                    base = _plan_base(entry, params, seed, victim, budget, prior, assets)
+                    base = plan_base(entry, params, seed, victim, budget, prior, assets)
                     cells.append(
-                        _plan_cell(
+                        plan_cell(
                             name, entry, params, seed, victim, twin, budget, manifest, base, evasion
                         )
                     )
@@ -178,7 +180,7 @@ def runs_once(needs: str) -> bool:
     return needs == "nothing"
 
 
-def _plan_cell(
+def plan_cell(
     name: str,
     entry: Entry | Broken,
     params: dict[str, Any],
@@ -190,6 +192,7 @@ def _plan_cell(
     base: PlannedBase | None,
     evasion: Evasion,
 ) -> PlannedCell:
+    """One cell, with its key."""
     meta, broken = victim.meta, isinstance(entry, Broken)
     cell = _cell(name, entry, params, defense_seed, victim, twin, budget.token)
     inputs = {
@@ -224,7 +227,20 @@ def _plan_cell(
         or _no_set(cell, victim)
         or refusal(base),
         base=base,
+        sources=sources_of(entry),
     )
+
+
+def sources_of(entry: Entry | Broken) -> dict[str, str]:
+    """Short hashes of the files behind the code hashes of a key, so that the changed one is found.
+
+    They are in no key themselves. A plugin that cannot be imported has none.
+    """
+    if isinstance(entry, Broken):
+        return {}
+    methods = [entry.defense.run, *([] if entry.base is None else [entry.base.builder.run])]
+    found = [file_hashes(Path(method.__code__.co_filename)) for method in methods]
+    return {name: sha for files in found for name, sha in sorted(files.items())}
 
 
 def _cell(
@@ -258,7 +274,7 @@ def _cell(
     )
 
 
-def _plan_base(
+def plan_base(
     entry: Entry | Broken,
     params: dict[str, Any],
     defense_seed: int,

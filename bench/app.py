@@ -54,7 +54,7 @@ JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="at a time 
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... [auto]")]
 ExecutorOption = Annotated[str, typer.Option("--executor", help="local or serial")]
 PluginOption = Annotated[
-    list[str] | None, typer.Option("--plugin", help="FILE.py with defenses; may be repeated")
+    list[str] | None, typer.Option("--plugin", help="FILE.py or module; may be repeated")
 ]
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="let torchvision download missing data sets")

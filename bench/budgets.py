@@ -15,10 +15,11 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from zoo.data import DataSet, Library, facts_of
+from zoo.data import DataSet, Library
 from zoo.errors import UserError
 from zoo.files import digest, slug, write_atomic
 from zoo.seeds import generator_of
+from zoo.sets import facts_of
 from zoo.splits import UNLABELLED_IMAGES, Split, draw_ood, split_test
 from zoo.store import Stored
 from zoo.tensors import save_tensors

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch._dynamo  # the first optimiser would, in two seconds; here the server does, once
 
+from bench.registry import adopt
 from zoo.asset_recipes import asset_from_dict
 from zoo.build import admit, build
 from zoo.data import Library
@@ -38,6 +39,8 @@ def run(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any]) -> None:
+    for plugin in job["plugins"]:
+        adopt(plugin)
     library = Library(
         data=Path(job["data"]) if job["data"] else None,
         cache=Path(job["cache"]),

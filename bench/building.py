@@ -306,6 +306,7 @@ class _Building:
             "cache": str(library.cache.resolve()),
             "download": library.download,
             "folders": {name: str(path) for name, path in library.folders.items()},
+            "plugins": list(settings.plugins),
             "device": settings.device,
             "threads": self._threads,
         }

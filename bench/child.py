@@ -11,8 +11,6 @@ or a base set, at all.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib
 import json
 import math
 import os
@@ -29,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import defenses  # noqa: F401 (the server imports it once, its children have it)
+from bench.plugins import Reference
 from defenses.base import (
     BaseSet,
     DefenderView,
@@ -260,15 +259,7 @@ def load_method(reference: dict[str, str]) -> Defense | BaseSet:
         PluginImportError: its module cannot be imported, or its file has changed since planning.
     """
     try:
-        if reference["file"]:
-            path = Path(reference["file"])
-            if hashlib.sha256(path.read_bytes()).hexdigest() != reference["file_sha256"]:
-                raise ImportError(f"{path.name} has changed since this run was planned; run again")
-            from bench.plugins import load_file as load_plugin
-
-            module = load_plugin(path)
-        else:
-            module = importlib.import_module(reference["module"])
+        module = Reference(**reference).load()
         function = getattr(module, reference["attribute"])
         marked: Defense | BaseSet = getattr(function, "defense", None) or function.base_set
     except Exception as error:  # a stranger's code may raise anything

@@ -1,4 +1,6 @@
-"""The command line: building, running, showing. Data goes to standard output, chatter to standard error.
+"""The command line: building, running, showing.
+
+Data goes to standard output, chatter to standard error.
 
 Exit codes: 0 all fine, 1 internal error, 2 usage (or something that only the user can mend),
 3 finished but some cells failed, 4 nothing matched, 5 drift, 130 interrupted.
@@ -85,6 +87,7 @@ def build_zoo(
     dataset: DatasetOption = None,
     arch: ArchOption = None,
     seeds: SeedsOption = None,
+    plugin: PluginOption = None,
     jobs: JobsOption = None,
     device: DeviceOption = None,
     executor: ExecutorOption = "local",
@@ -205,6 +208,7 @@ def gallery(
     dataset: DatasetOption = None,
     arch: ArchOption = None,
     seeds: SeedsOption = None,
+    plugin: PluginOption = None,
     images: Annotated[int, typer.Option("--images", min=1, max=9, help="per attack")] = 3,
     download: DownloadOption = False,
     json_output: JsonOption = False,

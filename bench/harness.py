@@ -30,7 +30,7 @@ from bench.config import Profile
 from bench.detections import contact_strip
 from bench.environment import environment, git_state
 from bench.executors import Executor, run_all
-from bench.launcher import Exit, Launcher
+from bench.launcher import ClosedError, Exit, Launcher, Runner
 from bench.plan import PlannedCell, existing
 from bench.records import (
     EVALUATED,
@@ -47,10 +47,11 @@ from bench.registry import Broken, split_params
 from bench.robustness import Siege, siege_of
 from zoo.assets import AssetStore
 from zoo.build import judge_of, training_set_of
-from zoo.data import Library, facts_of
+from zoo.data import Library
 from zoo.errors import UserError
 from zoo.evaluate import MetricsDict, der, evaluate, score
 from zoo.models import ArchSpec, Classifier, build_model
+from zoo.sets import facts_of
 from zoo.store import Stored, load_weights
 from zoo.tensors import read_tensors, save_tensors
 
@@ -71,7 +72,10 @@ class Settings:
     device: str
     jobs: int
     executor: Executor = "local"
+    scheduler: str = ""  # where dask's is
     retry_failed: bool = False
+    plugins: tuple[dict[str, str], ...] = ()  # what builders must import: Registry.zoo_plugins
+    sources: tuple[str, ...] = ()  # all plugins, as they were named
     fork: bool = hasattr(os, "fork")
 
 
@@ -95,9 +99,14 @@ class PerVictim(Generic[Made]):
 
 
 class Harness:
-    """Runs cells; use as a context manager, so that the fork server ends with it."""
+    """Runs cells; use as a context manager, so that the fork server ends with it.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: of the run.
+        launcher: what runs the children; default: a fork server of this process.
+    """
+
+    def __init__(self, settings: Settings, launcher: Runner | None = None) -> None:
         self.settings = settings
         library, root = settings.library, settings.root
         self._judges = PerVictim(lambda v: judge_of(v, library.load(v.meta["dataset"])))
@@ -105,12 +114,16 @@ class Harness:
         self._sieges = PerVictim(self._besiege)
         self._base_sets, self._assets = BaseSets(root), AssetStore(root)
         self._base_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._launcher = Launcher("bench.child:run_cell", fork=settings.fork)
+        self._launcher = launcher or Launcher("bench.child:run_cell", fork=settings.fork)
 
     def __enter__(self) -> Harness:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the children that still run; their cells leave no record."""
         self._launcher.close()
 
     def todo(self, cells: Sequence[PlannedCell]) -> tuple[list[PlannedCell], list[Record]]:
@@ -136,19 +149,35 @@ class Harness:
     def run(self, cells: Sequence[PlannedCell], watcher: Watcher) -> Iterator[Record]:
         """Runs cells and yields their records as they are written."""
 
+        if self.settings.executor == "dask":
+            from bench.distribution import run_cells  # needs the extra `dask`
+
+            yield from run_cells(self, cells, watcher)
+            return
+
         def one(planned: PlannedCell) -> Record:
             with watcher.task(planned.label) as done:
-                record = self.run_cell(planned)
+                try:
+                    record = self.run_cell(planned)
+                except ClosedError:
+                    done("interrupted", "")
+                    raise
                 done(record.status, summary_of(record))
             return record
 
         yield from run_all(one, cells, self.settings.executor, self.settings.jobs)
+
+    def killed(self, planned: PlannedCell, started: str, message: str) -> Record:
+        """Records a cell that has taken down whatever was to run it."""
+        error = {"type": "killed", "message": message, "traceback": ""}
+        return self._record(planned, started, "killed", {"error": error})
 
     def run_cell(self, planned: PlannedCell) -> Record:
         """Runs one cell and writes its record.
 
         Raises:
             UserError: the disk is full, or stored weights are damaged.
+            ClosedError: the run has been stopped; there is no record.
         """
         started = now()
         if isinstance(planned.entry, Broken):
@@ -351,7 +380,11 @@ class Harness:
             curve=result.get("curve", []),
             finding=result.get("finding"),
             robust=result.get("robust"),
-            env=environment(self.settings.device),
+            env={
+                **environment(self.settings.device),
+                "limits": self.settings.profile.limits.model_dump(),
+                "sources": planned.sources,
+            },
             git=git_state(),
             error=result.get("error"),
             started=started,
@@ -387,7 +420,9 @@ def read_result(path: Path, ended: Exit, seconds: float) -> dict[str, Any]:
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
-    if ended.timed_out:
+    if ended.note:
+        status, message = "killed", ended.note
+    elif ended.timed_out:
         status, message = "timeout", f"stopped after {seconds:g} s"
     elif ended.rc < 0:
         status, message = "killed", f"the process was ended by signal {-ended.rc}"

@@ -14,14 +14,15 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
-from attacks import ALL, Attack
+from attacks import Attack
 from bench.budgets import count_of
 from bench.config import BUILT_IN, load_profile
 from bench.environment import cores, cpu_name, default_device, environment
 from bench.registry import CONTROLS, Registry
 from bench.rendering import root_of
-from zoo.data import DATASETS, EMBEDDED
+from zoo.adoption import ATTACKS
 from zoo.models import ARCHITECTURES, ArchSpec, build_model
+from zoo.sets import DATASETS, EMBEDDED, SETS
 from zoo.sources import parquet_files
 
 Rows = list[dict[str, Any]]
@@ -37,8 +38,9 @@ _PACKAGES: Final = (
 def attacks() -> Rows:
     """Every attack with its facts."""
     rows = []
-    for attack in ALL:
+    for attack in map(ATTACKS.find, ATTACKS):
         one = attack()
+        source = ATTACKS.source(attack.name)
         rules = sorted(attack.label_rules, key=lambda rule: rule != one.label_rule)
         own = {k: v for k, v in one.params().items() if k not in ("label_rule", "poison_rate")}
         rows.append(
@@ -47,6 +49,7 @@ def attacks() -> Rows:
                 "kind": attack.kind,
                 "label rules": ", ".join(rules),  # the default first
                 "rate": rate(one),
+                "origin": "built-in" if source is None else source.origin,
                 "requires": requires(one),
                 "parameters": ", ".join(f"{k}={v}" for k, v in own.items()),
                 "paper": attack.paper,
@@ -72,12 +75,8 @@ def requires(attack: Attack) -> str:
     return ", ".join(found)
 
 
-def defenses(plugins: list[str]) -> Rows:
+def defenses(registry: Registry) -> Rows:
     """Every defense with its facts; broken plugins too."""
-    registry = Registry()
-    registry.add_entry_points()
-    for file in plugins:
-        registry.add_file(Path(file))
     rows = [
         {
             "name": name,
@@ -110,13 +109,15 @@ def datasets() -> Rows:
             "flip": facts.flip,
             "here": _where(name, data),
         }
-        for name, facts in DATASETS.items()
+        for name, facts in ((name, SETS.find(name)) for name in SETS)
     ]
 
 
 def _where(name: str, data: str | None) -> str:
     if name in EMBEDDED:
         return "embedded"
+    if (source := SETS.source(name)) is not None:
+        return source.origin
     if data and parquet_files(Path(data) / name, "train"):
         return "parquet"
     return "not found" if data else "BENCH_DATA is not set"
@@ -168,9 +169,10 @@ def budgets() -> Rows:
 
 def show_list(what: str | None, plugins: list[str], json_output: bool) -> int:
     """`bench list`."""
+    registry = Registry.with_plugins(plugins)
     tables = {
         "attacks": attacks,
-        "defenses": lambda: defenses(plugins),
+        "defenses": lambda: defenses(registry),
         "datasets": datasets,
         "models": models,
         "profiles": profiles,
@@ -196,6 +198,8 @@ def table(rows: Rows, width: int) -> str:
     """
     below = [key for key in rows[0] if key in _BELOW and isinstance(rows[0][key], str)]
     columns = [key for key in rows[0] if key not in below]
+    if all(row.get("origin") == "built-in" for row in rows):
+        columns.remove("origin")
     cells = [[row[key] for key in columns] for row in rows]
     if not below:
         return str(tabulate(cells, columns, disable_numparse=True))

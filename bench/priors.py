@@ -13,10 +13,10 @@ from bench.config import Grid, Profile
 from bench.registry import parse_spec, split_base
 from defenses import BASE_SETS
 from zoo.asset_recipes import PriorRecipe
-from zoo.data import facts_of
 from zoo.prior import PriorSpec
 from zoo.prior_training import PriorSchedule
 from zoo.recipes import VictimRecipe
+from zoo.sets import facts_of
 
 # Of the base-set builders, those that search a prior.
 BUILDERS: Final = tuple(base.name for base in BASE_SETS if base.needs == "auxiliary")

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
+import sys
+import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -16,28 +20,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bench.codehash import code_hash
-from bench.plugins import load_file
+from bench.plugins import Reference
 from defenses import ALL, BASE_SETS, BaseSet, Defense
+from zoo.adoption import Source
 from zoo.errors import UserError
 from zoo.files import digest
+from zoo.plugins import Found, find, found_as
 
 GROUP: Final = "unbackdoor.defenses"
+# Entry-point groups: defenses and base sets, attacks, data sets.
+GROUPS: Final = (GROUP, "unbackdoor.attacks", "unbackdoor.datasets")
 CONTROLS: Final = ("identity", "scramble", "ft")
 _SPEC: Final = re.compile(r"\s*([A-Za-z0-9_.:@/-]+)\s*(?:\[(.*)\])?\s*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Where a child process finds a defense function."""
-
-    attribute: str
-    module: str = ""  # an importable module, or
-    file: str = ""  # a loose file,
-    file_sha256: str = ""  # which must still have this content
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON form."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,58 +104,92 @@ class Broken:
     code_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """An attack, a material or a data set of a plugin, and where it came from."""
+
+    kind: str  # "attack", "material" or "data set"
+    name: str
+    reference: Reference
+    origin: str
+
+
 class Registry:
-    """All defenses of one run."""
+    """All defenses of one run, and what its plugins add to the zoo."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.bases: dict[str, BaseEntry] = {}
         self.broken: dict[str, Broken] = {}
+        self.additions: list[Addition] = []
         for built_in in ALL:
             self._add(built_in, "built-in", _module_reference(built_in))
         for builder in BASE_SETS:
             self._add_base(builder, "built-in", _module_reference(builder))
 
-    def add_entry_points(self) -> None:
-        """Adds the defenses of installed packages (group ``unbackdoor.defenses``)."""
-        for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-            origin = f"entry-point:{point.dist.name if point.dist else point.value}"
-            try:
-                loaded = point.load()
-            except Exception as error:  # a stranger's code may raise anything
-                self._add_broken(point.name, origin, error, digest(point.value))
-                continue
-            self._add_marked(loaded, origin, _entry_point_reference(point), point.name)
-
-    def add_file(self, path: Path) -> None:
-        """Adds every defense that a loose file defines.
+    @classmethod
+    def with_plugins(cls, sources: Sequence[str]) -> Registry:
+        """Everything: built in, of installed packages, and of loose files or modules by name.
 
         Raises:
-            UserError: the file is missing, defines none, or a name is taken.
+            UserError: as :meth:`add`.
+        """
+        registry = cls()
+        registry.add_entry_points()
+        for source in sources:
+            registry.add(source)
+        return registry
+
+    def add_entry_points(self) -> None:
+        """Adds what installed packages offer in our groups.
+
+        Raises:
+            UserError: a name is taken.
+        """
+        for group in GROUPS:
+            for point in sorted(entry_points(group=group), key=lambda p: p.name):
+                self._add_entry_point(point)
+
+    def add(self, source: str) -> None:
+        """Adds everything that a loose file (``FILE.py``) or a module (``package.module``) defines.
+
+        Raises:
+            UserError: it is missing, defines nothing of ours, or a name is taken.
+        """
+        if source.endswith(".py") or "/" in source or os.sep in source:
+            self.add_file(Path(source))
+            return
+        reference = Reference(module=source)
+        self._add_source(f"--plugin {source}", f"module:{source}", source, reference)
+
+    def add_file(self, path: Path) -> None:
+        """Adds everything that a loose file defines.
+
+        Raises:
+            UserError: as :meth:`add`.
         """
         if not path.is_file():
             raise UserError(f"--plugin {path}: there is no such file")
-        origin = f"file:{path.name}"
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
-        try:
-            module = load_file(path)
-        except Exception as error:  # a stranger's code may raise anything
-            self._add_broken(path.stem.replace("_", "-"), origin, error, sha)
-            return
-        found = [
-            (name, value)
-            for name, value in vars(module).items()
-            if isinstance(_mark_of(value), Defense | BaseSet)
-            and getattr(value, "__module__", "") == module.__name__
-        ]
-        if not found:
-            raise UserError(
-                f"--plugin {path}: expected at least one function marked with @defense(...) or "
-                "@base_set(...), got none. See docs/contributing.md for a working example"
-            )
-        for attribute, function in found:
-            reference = Reference(attribute=attribute, file=str(path.resolve()), file_sha256=sha)
-            self._add_mark(_mark_of(function), origin, reference)
+        reference = Reference(file=str(path.resolve()), file_sha256=sha)
+        self._add_source(f"--plugin {path}", f"file:{path.name}", path.stem, reference)
+
+    def plugins(self) -> list[str]:
+        """Names of all defenses that are not built in."""
+        return [name for name, entry in self.entries.items() if entry.origin != "built-in"]
+
+    def loose(self, kind: str) -> list[str]:
+        """Names of the attacks or data sets that come from no installed package."""
+        mine = (a for a in self.additions if a.kind == kind)
+        return [a.name for a in mine if not a.origin.startswith("entry-point:")]
+
+    def zoo_plugins(self) -> list[dict[str, str]]:
+        """References of all modules that add to the zoo, each once: builders must import them."""
+        unique = {
+            (a.reference.module, a.reference.file): {**a.reference.to_dict(), "origin": a.origin}
+            for a in self.additions
+        }
+        return list(unique.values())
 
     def parse(self, text: str) -> tuple[Entry, dict[str, Any]]:
         """``ibau[rounds=3]@fred[steps=50]`` to an entry and its overridden hyper-parameters.
@@ -187,19 +215,61 @@ class Registry:
             raise UserError(str(error)) from error
         return entry, overrides
 
-    def plugins(self) -> list[str]:
-        """Names of all defenses that are not built in."""
-        return [name for name, entry in self.entries.items() if entry.origin != "built-in"]
+    def _add_entry_point(self, point: EntryPoint) -> None:
+        origin = f"entry-point:{point.dist.name if point.dist else point.value}"
+        reference = Reference(module=point.module, attribute=point.attr)
+        try:
+            loaded = point.load()
+            mark, found = _mark_of(loaded), found_as(point.attr, loaded)
+            if mark is None and found is None:
+                raise TypeError(
+                    "it is not a function marked with @defense(...), @base_set(...) or "
+                    "@dataset(...), and no Attack"
+                )
+        except Exception as error:  # a stranger's code may raise anything
+            self._add_broken(point.name, origin, error, digest(point.value))
+            return
+        if mark is not None:
+            self._add_mark(mark, origin, reference)
+        if found is not None:  # with the materials that are defined beside it
+            module = sys.modules[point.module]
+            beside = [f for f in find(module) if f.kind == "material"]
+            for each in dict.fromkeys([found, *beside]):
+                self._add_found(each, origin, reference, module)
 
-    def _add_marked(
-        self, loaded: object, origin: str, reference: Reference, point_name: str
+    def _add_source(self, option: str, origin: str, stem: str, reference: Reference) -> None:
+        """Imports a module and adds what it defines."""
+        try:
+            module = reference.load()
+            found = find(module)
+        except Exception as error:  # a stranger's code may raise anything
+            name = stem.rpartition(".")[2].replace("_", "-")
+            self._add_broken(name, origin, error, reference.file_sha256 or digest(stem))
+            return
+        marks = {
+            attribute: mark
+            for attribute, value in vars(module).items()
+            if (mark := _mark_of(value)) is not None
+            and getattr(value, "__module__", "") == module.__name__
+        }
+        if not marks and not found:
+            raise UserError(
+                f"{option}: expected at least one function marked with @defense(...), "
+                "@base_set(...) or @dataset(...), or one Attack, got none. Start from: "
+                "bench new defense NAME"
+            )
+        for attribute, mark in marks.items():
+            self._add_mark(mark, origin, dataclasses.replace(reference, attribute=attribute))
+        for each in found:
+            self._add_found(each, origin, reference, module)
+
+    def _add_found(
+        self, found: Found, origin: str, reference: Reference, module: types.ModuleType
     ) -> None:
-        marked = _mark_of(loaded)
-        if isinstance(marked, Defense | BaseSet):
-            self._add_mark(marked, origin, reference)
-        else:
-            error = TypeError("it is not a function marked with @defense(...)")
-            self._add_broken(point_name, origin, error, digest(point_name))
+        found.adopt(source_of(origin, reference, module))
+        whole = dataclasses.replace(reference, attribute="")
+        addition = Addition(kind=found.kind, name=found.name, reference=whole, origin=origin)
+        self.additions.append(addition)
 
     def _add_mark(self, mark: Defense | BaseSet, origin: str, reference: Reference) -> None:
         if isinstance(mark, BaseSet):
@@ -243,6 +313,33 @@ class Registry:
         )
 
 
+def adopt(plugin: dict[str, str]) -> None:
+    """Makes a plugin's attacks, materials and data sets known in this process.
+
+    Args:
+        plugin: one of :meth:`Registry.zoo_plugins`.
+
+    Raises:
+        UserError: it cannot be imported here.
+    """
+    origin = plugin["origin"]
+    reference = Reference(**{key: plugin[key] for key in plugin if key != "origin"})
+    try:
+        module = reference.load()
+        found = find(module)
+    except Exception as error:  # a stranger's code may raise anything
+        raise UserError(f"{origin}: {type(error).__name__}: {error}") from error
+    source = source_of(origin, reference, module)
+    for each in found:
+        each.adopt(source)
+
+
+def source_of(origin: str, reference: Reference, module: types.ModuleType) -> Source:
+    """Where a plugin's things come from."""
+    place = reference.file or reference.module
+    return Source(origin=origin, place=place, code_sha256=code_hash(Path(str(module.__file__))))
+
+
 Registered = TypeVar("Registered", Entry, BaseEntry)
 
 
@@ -254,9 +351,10 @@ def _known(kind: str, name: str, found: dict[str, Registered]) -> Registered:
     raise UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(found)}")
 
 
-def _mark_of(function: object) -> Any:  # noqa: ANN401 (a stranger's object)
+def _mark_of(function: object) -> Defense | BaseSet | None:
     """The mark that a decorator of :mod:`defenses` has left, None where there is none."""
-    return getattr(function, "defense", None) or getattr(function, "base_set", None)
+    mark = getattr(function, "defense", None) or getattr(function, "base_set", None)
+    return mark if isinstance(mark, Defense | BaseSet) else None
 
 
 def split_base(text: str) -> tuple[str, str]:
@@ -313,10 +411,6 @@ def _scalar(text: str) -> Any:  # noqa: ANN401 (a JSON scalar)
 
 def _module_reference(defense: Defense | BaseSet) -> Reference:
     return Reference(module=defense.run.__module__, attribute=defense.run.__name__)
-
-
-def _entry_point_reference(point: EntryPoint) -> Reference:
-    return Reference(module=point.module, attribute=point.attr)
 
 
 def _source_of(defense: Defense | BaseSet) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from tabulate import tabulate
 
 from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
-from bench.config import load_profile
+from bench.config import Profile, load_profile
 from bench.environment import cores, default_device
 from bench.executors import EXECUTORS, Executor
 from bench.forecast import show_plan
@@ -90,24 +91,9 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
         raise UserError(f"unknown executor {request.executor!r}. Known: {known}")
     if request.jobs is not None and request.jobs < 1:
         raise UserError(f"expected -j >= 1, got {request.jobs}")
-    root = root_of(request.root)
-    data = request.data or os.environ.get("BENCH_DATA")
-    if data and not Path(data).is_dir():
-        raise UserError(f"--data {data}: there is no such folder")
-    library = Library(
-        data=Path(data) if data else None, cache=root / "cache", download=request.download
-    )
-    registry = Registry()
-    registry.add_entry_points()
-    for file in request.plugin or []:
-        registry.add_file(Path(file))
-    profile = select(load_profile(request.profile), request.selection(), library)
-    if request.defense is None:  # plugins take part without being named
-        extra = [name for name in registry.plugins() if name not in profile.defenses]
-        chosen = [*profile.defenses, *extra]
-        if request.plugin and not request.everything:
-            chosen = extra
-        profile = profile.model_copy(update={"defenses": chosen})
+    root, library = root_of(request.root), library_of(request)
+    registry = Registry.with_plugins(request.plugin or [])
+    profile = choose(request, registry, library)
     device = check_device(request.device or default_device())
     jobs = request.jobs or (min(4, cores()) if device != "cpu" else cores())
     settings = Settings(
@@ -118,10 +104,54 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
         jobs=jobs,
         executor=cast(Executor, request.executor),
         retry_failed=request.retry_failed,
+        plugins=tuple(registry.zoo_plugins()),
     )
     for name in profile.defenses:
         registry.parse(name)
     return settings, registry
+
+
+def choose(request: Request, registry: Registry, library: Library) -> Profile:
+    """The profile, narrowed to what was picked.
+
+    What a plugin brings takes part without being named: alone, or with ``--all`` beside what the
+    profile has. Of installed packages that holds for defenses; attacks and data sets are named.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    profile, picked = load_profile(request.profile), request.selection()
+    alone = bool(request.plugin) and not request.everything
+    attacks, sets = registry.loose("attack"), registry.loose("data set")
+    if not alone and sets:
+        sets = [*dict.fromkeys(grid.dataset for grid in profile.grid), *sets]
+    picked = dataclasses.replace(
+        picked,
+        attacks=picked.attacks or (alone and tuple(attacks)) or None,
+        datasets=picked.datasets or tuple(sets) or None,
+    )
+    profile = select(profile, picked, library)
+    if attacks and picked.attacks is None:
+        grid = [g.model_copy(update={"attacks": [*g.attacks, *attacks]}) for g in profile.grid]
+        profile = profile.model_copy(update={"grid": grid})
+    if request.defense is None:
+        own = [name for name in registry.plugins() if name not in profile.defenses]
+        defenses = own if alone and own else [*profile.defenses, *own]
+        profile = profile.model_copy(update={"defenses": defenses})
+    return profile
+
+
+def library_of(request: Request) -> Library:
+    """Where data sets are found: `--data`, else `$BENCH_DATA`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    data = request.data or os.environ.get("BENCH_DATA")
+    if data and not Path(data).is_dir():
+        raise UserError(f"--data {data}: there is no such folder")
+    cache = root_of(request.root) / "cache"
+    return Library(data=Path(data) if data else None, cache=cache, download=request.download)
 
 
 def check_device(device: str) -> str:

@@ -11,7 +11,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
-from attacks import MATERIALS, Material, SurrogateKind
+from attacks import Material, SurrogateKind
+from zoo.adoption import MATERIALS, code_of
 from zoo.files import digest, slug
 from zoo.prior import PriorSpec
 from zoo.prior_training import PriorSchedule
@@ -111,6 +112,7 @@ class MaterialRecipe:
             "version": ASSET_VERSION,
             "name": self.material.name,
             "params": self.material.params(),
+            **code_of(MATERIALS, self.material.name),
             "surrogate": self.surrogate.to_dict(),
         }
 
@@ -127,10 +129,9 @@ class MaterialRecipe:
     @classmethod
     def from_dict(cls, payload: dict[str, Any]) -> MaterialRecipe:
         """The inverse of :meth:`to_dict`."""
-        known = {material.name: material for material in MATERIALS}
         return cls(
             surrogate=SurrogateRecipe.from_dict(payload["surrogate"]),
-            material=known[payload["name"]](**payload["params"]),
+            material=MATERIALS.find(payload["name"])(**payload["params"]),
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from zoo.augment import Augmentation
 from zoo.errors import UserError
 from zoo.models import ArchSpec
+from zoo.sets import EMBEDDED, facts_of, read_own
 from zoo.sources import (
     ImageSet,
     SplitName,
@@ -35,38 +35,6 @@ CACHE_VERSION: Final = 1
 SIGNS_TRAIN: Final = 10_000
 SIGNS_TEST: Final = 5_000  # a pool of 2,500 and as many to judge on
 TEXTURES: Final = 5_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetFacts:
-    """What is known about a set by its name."""
-
-    flip: bool  # whether a mirror image keeps its label
-    ood: str  # its out-of-distribution set
-    crop: int = 4  # pixels of padding of the random crop
-    tracks: bool = False  # whether paths name tracks of near-duplicate frames
-    classes: int | None = None
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """The set's usual augmentation, for attackers and defenders alike."""
-        return Augmentation(crop=self.crop, flip=self.flip)
-
-
-# The sets that can be named; `bench list datasets` shows them.
-DATASETS: Final[dict[str, SetFacts]] = {
-    "signs": SetFacts(flip=False, ood="textures", classes=10, crop=2),
-    "textures": SetFacts(flip=True, ood="signs", classes=1),
-    "cifar10": SetFacts(flip=True, ood="tiny-imagenet32", classes=10),
-    "cifar100": SetFacts(flip=True, ood="tiny-imagenet32", classes=100),
-    "gtsrb": SetFacts(flip=False, ood="belgiumtsc", tracks=True, classes=43),
-    "stl10": SetFacts(flip=True, ood="tiny-imagenet32", classes=10),
-    "svhn": SetFacts(flip=False, ood="tiny-imagenet32", classes=10),
-    "tiny-imagenet32": SetFacts(flip=True, ood="textures", classes=200),
-    "belgiumtsc": SetFacts(flip=False, ood="gtsrb", tracks=True, classes=62),
-    "lfw32": SetFacts(flip=True, ood="tiny-imagenet32", classes=423),
-}
-EMBEDDED: Final = ("signs", "textures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +143,14 @@ class Library:
             if name not in self.folders:
                 raise UserError(f"{name}: say where it is: --dataset folder:PATH")
             return read_folder(self.folders[name], split)
+        facts = facts_of(name)
+        if facts.read is not None:
+            return read_own(name, facts.read, split, self.data)
         if name in EMBEDDED:
             return self._cached(f"{name}-{split}", lambda: _embedded(name, split))
         if self.data is not None and (files := parquet_files(self.data / name, split)):
             sha = hashlib.sha256(b"".join(_sha256(f) for f in files)).hexdigest()[:16]
-            tracks = DATASETS[name].tracks
-            return self._cached(f"{name}-{split}-{sha}", lambda: read_parquet(files, tracks))
+            return self._cached(f"{name}-{split}-{sha}", lambda: read_parquet(files, facts.tracks))
         root = self.data or self.cache / "torchvision"
         return read_torchvision(name, root, split, self.download)
 
@@ -208,19 +178,6 @@ class Library:
             "Face image layout) or in torchvision's layout, and pass --data FOLDER or set "
             "BENCH_DATA; or use --dataset signs, which needs no data"
         )
-
-
-def facts_of(name: str) -> SetFacts:
-    """Facts by name; a folder's are cautious: no flip, textures as out-of-distribution set."""
-    if name.startswith("folder:"):
-        return SetFacts(flip=False, ood="textures")
-    if name not in DATASETS:
-        close = get_close_matches(name, DATASETS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(
-            f"unknown data set {name!r}.{hint} Known: {', '.join(DATASETS)}, folder:PATH"
-        )
-    return DATASETS[name]
 
 
 def _embedded(name: str, split: SplitName) -> ImageSet | None:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from attacks import ALL, Attack, SurrogateKind
+from attacks import Attack, SurrogateKind
+from zoo.adoption import ATTACKS, code_of
 from zoo.asset_recipes import MaterialRecipe, Robust, SurrogateRecipe
 from zoo.errors import UserError
 from zoo.files import digest, slug
@@ -85,7 +86,11 @@ class VictimRecipe:
         attack: dict[str, Any] | None = None
         more: dict[str, Any] = {}
         if self.attack is not None:
-            attack = {"name": self.attack.name, "params": self.attack.params()}
+            attack = {
+                "name": self.attack.name,
+                "params": self.attack.params(),
+                **code_of(ATTACKS, self.attack.name),
+            }
             if self.attack.crafted:
                 more["robust"] = dataclasses.asdict(self.robust)
             if self.target is not None:
@@ -135,17 +140,15 @@ def make_attack(name: str, params: dict[str, Any]) -> Attack:
     Raises:
         UserError: unknown name, unknown parameter, or a value out of range.
     """
-    known = {attack.name: attack for attack in ALL}
-    if name not in known:
-        raise UserError(f"unknown attack {name!r}. Known: {', '.join(known)}")
-    allowed = [f.name for f in dataclasses.fields(known[name])]
+    known = ATTACKS.find(name)
+    allowed = [f.name for f in dataclasses.fields(known)]
     for param in params:
         if param not in allowed:
             raise UserError(
                 f"attack {name} has no parameter {param!r}; it has: {', '.join(allowed)}"
             )
     try:
-        return known[name](**params)
+        return known(**params)
     except (TypeError, ValueError) as error:
         raise UserError(f"attack {name}: {error}") from error
 

@@ -164,7 +164,7 @@ def test_build_zoo_shows_what_there_is(bench, where):
         (["run"], "say --all, or pick something"),
         (["run", "--all", "-p", "nope"], "unknown profile 'nope'. Known: quick"),
         (["run", "--defense", "ibua"], "Did you mean 'ibau'"),
-        (["run", "--attack", "badnetz"], "unknown attack 'badnetz'. Known: badnets"),
+        (["run", "--attack", "badnetz"], "unknown attack 'badnetz'. Did you mean 'badnets'?"),
         (["run", "--dataset", "cifar"], "unknown data set 'cifar'"),
         (["run", "--budget", "-5"], "expected a budget"),
         (["run", "--seeds", "a"], "expected seeds like 0,1,2 or 0-13"),

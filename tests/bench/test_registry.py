@@ -47,7 +47,9 @@ def test_an_entry_point(tmp_path, monkeypatch):
         EntryPoint("gone", "not_there:f", module.GROUP),
         EntryPoint("unmarked", "json:dumps", module.GROUP),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: points)
+    monkeypatch.setattr(
+        module, "entry_points", lambda group: points if group == module.GROUP else []
+    )
     registry = Registry()
     registry.add_entry_points()
     assert registry.entries["my-prune"].origin == "entry-point:installed_prune:my_prune"

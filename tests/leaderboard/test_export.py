@@ -17,7 +17,7 @@ from leaderboard.report import Report, collect
 from leaderboard.statistics import Estimate
 from leaderboard.words import BOARD
 from tests.leaderboard.synthetic import grid, metrics, record, store
-from zoo.data import DATASETS
+from zoo.sets import DATASETS
 
 ATTACKS = ("badnets", "blended", "wanet", "sig", "smooth", "trojan_square", "l0_invisible")
 SETTINGS = [("cifar10", "small_vgg", attack, "all-to-one", 0.1) for attack in ATTACKS]

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import coloured, write_parquet
-from zoo.data import DATASETS, Library
+from zoo.data import Library
 from zoo.errors import UserError
 from zoo.seeds import generator_of, seed_of
+from zoo.sets import DATASETS
 from zoo.sources import ImageSet, class_names, parquet_files
 from zoo.splits import carve, split_test, stratified, subset
 

@@ -20,7 +20,7 @@ from bench.registry import BaseEntry
 from zoo.asset_recipes import PriorRecipe
 from zoo.errors import StorageError
 from zoo.files import file_digest, write_atomic
-from zoo.tensors import read_tensors, save_tensors
+from zoo.tensors import save_tensors
 
 SCHEMA: Final = 1
 IMAGES: Final = "base-set.safetensors"
@@ -76,19 +76,19 @@ class BaseSets:
         """The safetensors with ``images`` uint8 and ``labels``."""
         return self.folder(base) / IMAGES
 
-    def save(self, base: PlannedBase, made: Path, result: dict[str, Any]) -> dict[str, Any]:
+    def save(
+        self, base: PlannedBase, tensors: dict[str, Tensor], result: dict[str, Any]
+    ) -> dict[str, Any]:
         """Stores what a child has made; returns its metadata.
 
         Args:
             base: what was asked for.
-            made: the child's safetensors.
+            tensors: ``images`` and ``labels``.
             result: the child's account: cost and curve.
 
         Raises:
             StorageError: the disk is full.
-            UserError: the child's file is damaged.
         """
-        tensors = read_tensors(made)
         save_tensors(tensors, self.images(base))
         labels = tensors["labels"]
         meta = {

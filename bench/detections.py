@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Final
 
@@ -10,31 +11,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zoo.errors import UserError
-from zoo.tensors import read_tensors
+from zoo.tensors import check_tensors, copy_tensors
 
 GAP: Final = 2  # pixels of white between two classes
 COLUMNS: Final = 10
-MAX_PIXELS: Final = 4_000_000  # a plugin decides how many tiles there are
+MAX_PIXELS: Final = 4_000_000  # a plugin decides how many tiles there are, and how large
+MAX_TILES: Final = 10_000
 
 
 def contact_strip(path: Path) -> bytes:
-    """A PNG with one tile per class, ten in a row, class 0 first; empty where there is no file.
+    """A PNG with one tile per class, ten in a row, class 0 first; empty where there is none.
 
     Args:
         path: safetensors with ``triggers``, ``uint8 (K, C, H, W)``.
     """
-    if not path.exists():
-        return b""
     try:
-        tiles = read_tensors(path).get("triggers")
-    except UserError:
+        dtype, shape = check_tensors(path)["triggers"]
+        if dtype != "U8" or len(shape) != 4 or shape[1] not in (1, 3):
+            return b""
+        if not 0 < math.prod(shape) <= MAX_PIXELS or shape[0] > MAX_TILES:
+            return b""
+        wanted = torch.empty(shape, dtype=torch.uint8, device="meta")
+        return contact_sheet(copy_tensors(path, {"triggers": wanted})["triggers"])
+    except (OSError, ValueError, KeyError):
         return b""
-    if tiles is None or tiles.dtype != torch.uint8 or tiles.dim() != 4 or not tiles.numel():
-        return b""
-    if tiles.shape[1] not in (1, 3) or tiles.numel() > MAX_PIXELS:
-        return b""
-    return contact_sheet(tiles)
 
 
 def contact_sheet(tiles: Tensor) -> bytes:

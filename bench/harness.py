@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import shutil
 import tempfile
@@ -30,7 +29,16 @@ from bench.config import Profile
 from bench.detections import contact_strip
 from bench.environment import environment, git_state
 from bench.executors import Executor, run_all
-from bench.launcher import ClosedError, Exit, Launcher, Runner
+from bench.handback import (
+    HandbackError,
+    failed,
+    load_base_set,
+    load_model,
+    log_tail,
+    read_result,
+    specs_of,
+)
+from bench.launcher import ClosedError, Launcher, Runner
 from bench.plan import PlannedCell, existing
 from bench.records import (
     EVALUATED,
@@ -50,12 +58,11 @@ from zoo.build import judge_of, training_set_of
 from zoo.data import Library
 from zoo.errors import UserError
 from zoo.evaluate import MetricsDict, der, evaluate, score
-from zoo.models import ArchSpec, Classifier, build_model
+from zoo.models import ArchSpec, Classifier
 from zoo.sets import facts_of
-from zoo.store import Stored, load_weights
-from zoo.tensors import read_tensors, save_tensors
+from zoo.store import Stored
+from zoo.tensors import save_tensors
 
-LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
 ORACLE_KEEPS: Final = 0.9  # of the victim's accuracy, in BCU's and BackdoorBench's rule for ANP
 # Of CIFAR-10, an evaluation set has about 60 MB, a training set 150.
 _VICTIMS_IN_MEMORY: Final = 2
@@ -148,7 +155,6 @@ class Harness:
 
     def run(self, cells: Sequence[PlannedCell], watcher: Watcher) -> Iterator[Record]:
         """Runs cells and yields their records as they are written."""
-
         if self.settings.executor == "dask":
             from bench.distribution import run_cells  # needs the extra `dask`
 
@@ -191,17 +197,8 @@ class Harness:
         try:
             work = scratch / "work"
             log = scratch / "log.txt"
-            result = self._run_defense(planned, work, log)
-            after: MetricsDict | None = None
-            if result["status"] in EVALUATED:
-                candidates = [
-                    self._evaluate(planned, work / f"repaired-{n}.safetensors", spec)
-                    for n, spec in enumerate(map(ArchSpec.from_dict, result["specs"]))
-                ]
-                after = oracle_choice(candidates, cast(MetricsDict, planned.victim.meta["metrics"]))
-            result["robust"] = self._robustness(planned, work, result)
-            tail = log.read_text("utf-8", "replace")[-LOG_TAIL:] if log.exists() else ""
-            picture = contact_strip(work / "triggers.safetensors")
+            result, after = self._judged(planned, work, self._run_defense(planned, work, log))
+            tail, picture = log_tail(log), contact_strip(work / "triggers.safetensors")
             return self._record(planned, started, result["status"], result, after, tail, picture)
         except OSError as error:
             raise UserError(
@@ -209,6 +206,24 @@ class Harness:
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _judged(
+        self, planned: PlannedCell, work: Path, result: dict[str, Any]
+    ) -> tuple[dict[str, Any], MetricsDict | None]:
+        """The child's account with robust accuracy, and the metrics of what it has left."""
+        after: MetricsDict | None = None
+        try:
+            if result["status"] in EVALUATED:
+                specs = specs_of(result, planned.victim.spec, planned.cell.needs)
+                candidates = [
+                    self._evaluate(planned, work / f"repaired-{n}.safetensors", spec)
+                    for n, spec in enumerate(specs)
+                ]
+                after = oracle_choice(candidates, cast(MetricsDict, planned.victim.meta["metrics"]))
+            return {**result, "robust": self._robustness(planned, work, result)}, after
+        except HandbackError as error:
+            result = failed(error)
+            return {**result, "robust": self._robustness(planned, work, result)}, None
 
     def _run_defense(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
         """Runs the defense, on its base set where it has one."""
@@ -237,11 +252,15 @@ class Harness:
                 return meta
             data = planned.budget.file if base.clean else None
             result = self._run_child(planned, self._base_job(planned, base), data, work, log)
-            if result["status"] != "ok":
-                error = result["error"]
-                message = f"base set {base.entry.builder.name}: {error['message']}"
-                return {**result, "error": {**error, "message": message}, "cost": None}
-            return self._base_sets.save(base, work / "base-set.safetensors", result)
+            try:
+                if result["status"] == "ok":
+                    made = load_base_set(work / "base-set.safetensors", planned.victim.spec)
+                    return self._base_sets.save(base, made, result)
+            except HandbackError as wrong:
+                result = failed(wrong)
+            error = result["error"]
+            message = f"base set {base.entry.builder.name}: {error['message']}"
+            return {**result, "error": {**error, "message": message}, "cost": None}
 
     def _base_job(self, planned: PlannedCell, base: PlannedBase) -> dict[str, Any]:
         """What a child is told that makes a base set."""
@@ -318,13 +337,11 @@ class Harness:
     def _evaluate(self, planned: PlannedCell, weights: Path, spec: ArchSpec) -> MetricsDict:
         """Attacks the repaired model; one thread, so that results do not depend on slots."""
         torch.set_num_threads(1)
-        return evaluate(self._load(planned, weights, spec), self._judges.of(planned.victim))
+        return evaluate(self._load(weights, spec), self._judges.of(planned.victim))
 
-    def _load(self, planned: PlannedCell, weights: Path, spec: ArchSpec) -> Classifier:
+    def _load(self, weights: Path, spec: ArchSpec) -> Classifier:
         """What a child has left, on the device."""
-        model = build_model(spec)
-        load_weights(model, read_tensors(weights), planned.label)
-        return model.to(self.settings.device)
+        return load_model(weights, spec).to(self.settings.device)
 
     def _robustness(
         self, planned: PlannedCell, work: Path, result: dict[str, Any]
@@ -336,8 +353,8 @@ class Harness:
         siege = self._sieges.of(planned.victim)
         if result["status"] not in EVALUATED:
             return siege.robustness(None)
-        spec = ArchSpec.from_dict(result["specs"][0])
-        return siege.robustness(self._load(planned, work / "repaired-0.safetensors", spec))
+        spec = specs_of(result, planned.victim.spec, planned.cell.needs)[0]
+        return siege.robustness(self._load(work / "repaired-0.safetensors", spec))
 
     def _besiege(self, victim: Stored) -> Siege:
         """The images of a victim that are attacked, and its own robust accuracy."""
@@ -413,22 +430,6 @@ class Watcher:
         """Surrounds one task; yields ``done(status, text)``. ``share``: how much of it is done."""
         del label, share
         yield lambda status, text: None
-
-
-def read_result(path: Path, ended: Exit, seconds: float) -> dict[str, Any]:
-    """What a child left behind, or why it left nothing."""
-    if path.exists():
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return result
-    if ended.note:
-        status, message = "killed", ended.note
-    elif ended.timed_out:
-        status, message = "timeout", f"stopped after {seconds:g} s"
-    elif ended.rc < 0:
-        status, message = "killed", f"the process was ended by signal {-ended.rc}"
-    else:
-        status, message = "error", f"the process left with exit code {ended.rc} and no result"
-    return {"status": status, "error": {"type": status, "message": message, "traceback": ""}}
 
 
 def oracle_choice(candidates: Sequence[MetricsDict], before: MetricsDict) -> MetricsDict:

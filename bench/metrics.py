@@ -10,8 +10,11 @@ T = TypeVar("T")
 
 
 def stored(kind: type[T]) -> type[T]:
-    """Marks a class of stored records: reading one refuses fields that the class does not have."""
-    kind.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    """Marks a class of stored records: reading one refuses what no writer of ours leaves there.
+
+    Fields that the class does not have, and numbers that are not finite.
+    """
+    kind.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return kind
 
 

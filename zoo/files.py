@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+MAX_JSON: Final = 16 * 2**20  # bytes; a victim has 5 kB, a record 20, a manifest 500
+_LONGEST: Final = 150  # letters of a file name; file systems end at 255 bytes
 
 
 def canonical(value: object) -> str:
@@ -25,6 +31,70 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file that others may have put there.
+
+    A link could point at a file of the user, whose content would then be published; a pipe would
+    be waited for without end.
+
+    Raises:
+        OSError: missing, or not a regular file.
+    """
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.is_symlink():  # what O_NOFOLLOW says of it is "too many levels of symbolic links"
+        raise OSError(f"{path.name} is a link; copy the file itself")
+    stream = os.fdopen(os.open(path, os.O_RDONLY | flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(f"{path.name} is not a regular file")
+    return stream
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """The bytes of a file that others may have put there, at most ``limit`` of them.
+
+    Raises:
+        OSError: missing, not a regular file, or larger.
+    """
+    with open_plain(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"{path.name} has more than the {limit:,} bytes that are read")
+    return content
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:  # noqa: ANN401 (a JSON value)
+    """A JSON file that others may have put there.
+
+    Raises:
+        OSError: as for :func:`read_plain`.
+        ValueError: not JSON, nested too deeply, or with a number that is not finite.
+    """
+    return parse_json(read_plain(path, limit))
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (a JSON value)
+    """Strict JSON: no NaN, no infinity, no number that becomes one.
+
+    Raises:
+        ValueError: not that, or nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"a number out of range: {text[:20]}")
+    return number
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -53,5 +123,11 @@ def _umask() -> int:
 
 
 def slug(text: str) -> str:
-    """A file name that works everywhere: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    """A file name that works everywhere: letters, digits, dot, dash and underscore, not too many.
+
+    What is cut off a long one is replaced by a digest, so that different ones stay different.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 9]}-{digest(text)[:8]}"
+    return name

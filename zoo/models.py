@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from zoo.layers import ByteDropout, FastELU
 
 Norm = Literal["batch", "group"]
+_LARGEST: Final = (10_000, 16, 1024, 1024)  # classes, channels, height and width of images
 GROUPS: Final = 8  # of a group normalisation, where they divide its channels
 
 
@@ -61,17 +62,31 @@ class ArchSpec:
 
     @classmethod
     def from_dict(cls, payload: dict[str, Any]) -> ArchSpec:
-        """The inverse of :meth:`to_dict`."""
-        c, h, w = payload["image_shape"]
-        return cls(
-            name=payload["name"],
-            num_classes=payload["num_classes"],
-            width=payload["width"],
-            image_shape=(c, h, w),
-            mean=tuple(payload["mean"]),
-            std=tuple(payload["std"]),
-            norm=payload.get("norm", "batch"),
-        )
+        """The inverse of :meth:`to_dict`, of a file that anybody may have written.
+
+        Raises:
+            ValueError: not a classifier of ours, or one that no image data set needs.
+        """
+        try:
+            c, h, w = payload["image_shape"]
+            spec = cls(
+                name=payload["name"],
+                num_classes=payload["num_classes"],
+                width=payload["width"],
+                image_shape=(c, h, w),
+                mean=tuple(map(float, payload["mean"])),
+                std=tuple(map(float, payload["std"])),
+                norm=payload.get("norm", "batch"),
+            )
+            sizes = (spec.num_classes, *spec.image_shape)
+            sane = all(type(n) is int and 0 < n <= m for n, m in zip(sizes, _LARGEST, strict=True))
+            channels = {len(spec.mean), len(spec.std)} == {c}
+            sane = sane and spec.name in ARCHITECTURES and 0 < spec.width <= 8
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"it is not a classifier's specification: {payload!s:.300}") from error
+        if not (sane and channels):
+            raise ValueError(f"no classifier of ours is like this: {payload!s:.300}")
+        return spec
 
 
 class Classifier(nn.Module, ABC):
@@ -328,6 +343,12 @@ def build_model(spec: ArchSpec, generator: torch.Generator | None = None) -> Cla
     if generator is not None:
         initialise(model, generator)
     return model.eval()
+
+
+def shapes_of(spec: ArchSpec) -> dict[str, Tensor]:
+    """The tensors of a classifier's state without their content, for which no memory is taken."""
+    with torch.device("meta"):
+        return dict(build_model(spec).state_dict())
 
 
 @torch.no_grad()

@@ -24,7 +24,6 @@ from bench.verbs import Request, prepare
 from tests.bench.test_harness import FAULTY
 from zoo.data import Library
 from zoo.stability import Probe
-from zoo.tensors import save_tensors
 from zoo.trigger_detector import DetectorSchedule
 
 BUDGETS = ("0", "20")
@@ -47,8 +46,7 @@ def stock(root, data, profile, defense, budget):
             given = load_file(planned.budget.file)
             images = torch.cat([images, given["images"]])
             labels = torch.cat([labels, given["labels"]])
-        made = root / "made.safetensors"
-        save_tensors({"images": images, "labels": labels}, made)
+        made = {"images": images, "labels": labels}
         BaseSets(root).save(base, made, {"cost": {}, "curve": []})
 
 

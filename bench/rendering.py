@@ -82,6 +82,16 @@ def export(root: str | None, out: str | None, json_output: bool) -> int:
     return OK
 
 
+def diff(old: str, new: str, json_output: bool) -> int:
+    """Compares two roots; that something changed is no failure."""
+    from leaderboard.difference import difference
+    from leaderboard.difference_page import to_json, to_markdown
+
+    changes = difference(_with_records(old), _with_records(new))
+    print(json.dumps(to_json(changes), indent=1) if json_output else to_markdown(changes, old, new))
+    return OK
+
+
 def _with_records(root: str | None) -> Path:
     folder = root_of(root)
     if not (folder / "records").is_dir():

@@ -81,7 +81,7 @@ def _short(analysis: Analysis) -> str:
     body = [_short_row(board, row, analysis.rows.get(row.defense)) for row in board.rows]
     align = ["right", "left", "right", "right", "left", "right", "left"]
     title = f"## {escape(board_title(board.budget))}: {escape(budget_words(board.budget))}\n\n"
-    return title + _table(heads, body, align)
+    return title + to_table(heads, body, align)
 
 
 def _short_row(board: Board, row: Row, found: RowAnalysis | None) -> list[str]:
@@ -133,7 +133,7 @@ def _ladders(ladders: Sequence[Ladder]) -> str:
         "Score, and in brackets the mean paired difference to the defense's first score. "
         "A dagger: its 95 % interval does not hold zero.\n\n"
     )
-    return title + _table(["Defense", *budgets], body, ["left", *["right"] * len(budgets)])
+    return title + to_table(["Defense", *budgets], body, ["left", *["right"] * len(budgets)])
 
 
 def _rung(rung: Rung) -> str:
@@ -163,7 +163,7 @@ def _full(dataset: str, found: Iterable[Board]) -> str:
         body = [_full_row(row) for row in board.rows if not row.refusal]
         if body:
             title = f"### {escape(dataset)}, {escape(board_title(board.budget).lower())}\n\n"
-            parts.append(title + _table(heads, body, align))
+            parts.append(title + to_table(heads, body, align))
     return "\n".join(parts)
 
 
@@ -204,7 +204,7 @@ def _adversarial(panel: Panel) -> str:
     ]
     for table in panel.tables:
         body = [_adversarial_row(row, panel) for row in table.rows]
-        parts.append(f"### {table.name}\n\n" + _table(heads, body, align))
+        parts.append(f"### {table.name}\n\n" + to_table(heads, body, align))
     return "\n".join(parts)
 
 
@@ -240,7 +240,7 @@ def _victims(victims: Iterable[Victim]) -> str:
         for victim in victims
     ]
     align = ["left", *["right"] * 7, "left"]
-    return f"## Victims: {plural(len(body), 'model')}\n\n" + _table(heads, body, align)
+    return f"## Victims: {plural(len(body), 'model')}\n\n" + to_table(heads, body, align)
 
 
 def optional(value: float | None) -> str:
@@ -269,7 +269,8 @@ def _list(title: str, notes: Iterable[str]) -> list[str]:
     return [f"## {title}\n\n{''.join(lines)}"] if lines else []
 
 
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]], align: Sequence[str]) -> str:
+def to_table(heads: Sequence[str], body: Sequence[Sequence[str]], align: Sequence[str]) -> str:
+    """A table of texts, one column aligned as each word says."""
     # Numbers are text already: tabulate must not parse and reprint them.
     table = tabulate(body, heads, tablefmt="pipe", disable_numparse=True, colalign=align)
     return table + "\n"

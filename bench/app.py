@@ -52,7 +52,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable outpu
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="say what would be done, do nothing")]
 JobsOption = Annotated[int | None, typer.Option("-j", "--jobs", help="at a time [number of cores]")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... [auto]")]
-ExecutorOption = Annotated[str, typer.Option("--executor", help="local or serial")]
+ExecutorOption = Annotated[str, typer.Option("--executor", help="local, serial or dask")]
+SchedulerOption = Annotated[
+    str, typer.Option("--scheduler", help="dask's, e.g. tcp://127.0.0.1:8786")
+]
 PluginOption = Annotated[
     list[str] | None, typer.Option("--plugin", help="FILE.py or module; may be repeated")
 ]

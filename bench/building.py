@@ -11,7 +11,8 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,14 +20,14 @@ from typing import Any, Final, Literal
 from bench.environment import cores
 from bench.executors import run_all
 from bench.harness import Settings, Watcher
-from bench.launcher import Exit, Launcher
+from bench.launcher import Exit, Launcher, Runner
 from bench.plan import plan_victims, twins_of
 from bench.priors import describe_prior, plan_priors
 from zoo.asset_recipes import AssetRecipe, MaterialRecipe, PriorRecipe
 from zoo.assets import AssetStore
 from zoo.build import check, training_of
 from zoo.checkpoint import CHECKPOINT
-from zoo.errors import StorageError
+from zoo.errors import StorageError, UserError
 from zoo.recipes import VictimRecipe, target_class
 from zoo.store import Stored, Zoo
 
@@ -175,12 +176,33 @@ def build_zoo(settings: Settings, state: ZooState, watcher: Watcher) -> list[str
 
     Raises:
         StorageError: a full disk, which no other victim could survive either.
+        UserError: the workers of a cluster do not see the root.
     """
-    launcher = Launcher("bench.builder:run", fork=settings.fork)
-    try:
-        return _Building(settings, state, watcher, launcher).run()
-    finally:
-        launcher.close()
+    # Threads decide the last bits of the weights, so they must not follow from what is left: an
+    # interrupted build would end otherwise than an undisturbed one.
+    jobs = max(1, min(settings.jobs, state.planned))
+    with _launcher_of(settings) as (launcher, slots):
+        slots, threads = (slots, 1) if slots else (jobs, max(1, cores() // jobs))
+        return _Building(settings, state, watcher, launcher, slots, threads).run()
+
+
+@contextmanager
+def _launcher_of(settings: Settings) -> Iterator[tuple[Runner, int]]:
+    """What runs the children, and how many at a time where a cluster decides it (else 0)."""
+    if settings.executor != "dask":
+        with closing(Launcher("bench.builder:run", fork=settings.fork)) as launcher:
+            yield launcher, 0
+        return
+    from bench.cluster import RemoteLauncher, connect  # needs the extra `dask`
+
+    with connect(settings) as cluster:
+        if not cluster.shared:
+            raise UserError(
+                "the workers do not see the root, so they cannot build what is missing in its zoo. "
+                "Build it here first: bench build-zoo, with the same profile and no --executor"
+            )
+        with closing(RemoteLauncher(cluster, "bench.builder:run")) as remote:
+            yield remote, cluster.slots()
 
 
 def tidy(root: Path) -> None:
@@ -195,20 +217,23 @@ class _Building:
     """One pass over the steps."""
 
     def __init__(
-        self, settings: Settings, state: ZooState, watcher: Watcher, launcher: Launcher
+        self,
+        settings: Settings,
+        state: ZooState,
+        watcher: Watcher,
+        launcher: Runner,
+        slots: int,
+        threads: int,
     ) -> None:
         self._settings, self._steps = settings, state.steps
         self._watcher, self._launcher = watcher, launcher
         self._zoo = Zoo(settings.root)
-        # Threads decide the last bits of the weights, so they must not follow from what is left:
-        # an interrupted build would end otherwise than an undisturbed one.
-        self._jobs = max(1, min(settings.jobs, state.planned))
-        self._threads = max(1, cores() // self._jobs)
+        self._slots, self._threads = slots, threads
         self._ended = {step.recipe.hash(): threading.Event() for step in state.steps}
         self._failed: set[str] = set()
 
     def run(self) -> list[str]:
-        outcomes = run_all(self._one, self._steps, self._settings.executor, self._jobs)
+        outcomes = run_all(self._one, self._steps, self._settings.executor, self._slots)
         return [message for message in outcomes if message]
 
     def _one(self, step: Step) -> str:

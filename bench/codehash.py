@@ -94,6 +94,11 @@ def _short(file: Path) -> str:
     return hashlib.sha256(tokens.encode()).hexdigest()[:SHORT]
 
 
+def companions(path: Path) -> list[Path]:
+    """A loose file, and the files beside it that it imports, directly or not."""
+    return sorted(file for file in _closure(path.resolve()) if file.parent == path.resolve().parent)
+
+
 def _closure(path: Path) -> set[Path]:
     """The file and every own module reachable through its imports."""
     seen: set[Path] = set()

@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 # What a child may know of the parent's environment.
 _PASSED: Final = (
@@ -21,6 +21,7 @@ _PASSED: Final = (
     *("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
 )
 _GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL
+_START_SECONDS: Final = 900.0  # for a server to import torch, on the slowest of machines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,23 @@ class Exit:
     rc: int
     timed_out: bool
     lost: bool = False  # the server went away: nothing is known about the job itself
+    note: str = ""  # how it ended, where the exit code does not tell
+
+
+class ClosedError(Exception):
+    """The work has been stopped: what is under way leaves nothing."""
+
+
+class Runner(Protocol):
+    """Runs jobs somewhere: in children of this process, or of a worker elsewhere."""
+
+    def run(
+        self, job: dict[str, Any], *, cwd: Path, log: Path, seconds: float, memory: int
+    ) -> Exit:
+        """Runs one job and waits for it; see :meth:`Launcher.run`."""
+
+    def close(self) -> None:
+        """Ends everything that still runs."""
 
 
 class Launcher:
@@ -58,23 +76,29 @@ class Launcher:
             log: file that gets its output.
             seconds: wall-clock limit.
             memory: limit on private memory in bytes beyond the warm interpreter's; 0 for none.
+
+        Raises:
+            ClosedError: this launcher has been closed, before or while the job ran.
         """
         message = {"job": job, "cwd": str(cwd), "log": str(log), "memory": memory}
         if not self._fork:
             return _run_fresh(self._target, message, seconds)
         with self._lock:
             if self._closed:  # a slot that has not heard of the end must start nothing new
-                return Exit(rc=-1, timed_out=False, lost=True)
+                raise ClosedError
             if self._server is not None and not self._server.alive:
                 self._server.close()
                 self._server = None
             if self._server is None:
                 self._server = _Server(self._target)
             server = self._server
-        return server.run(message, seconds)
+        ended = server.run(message, seconds)
+        if ended.lost and self._closed:
+            raise ClosedError
+        return ended
 
     def close(self) -> None:
-        """Ends the server and every child it still has; whatever is run later is lost."""
+        """Ends the server and every child it still has; whatever is run later is refused."""
         with self._lock:
             self._closed = True
             if self._server is not None:
@@ -148,24 +172,29 @@ class _Server:
 
 
 def _await(events: queue.Queue[dict[str, Any] | None], seconds: float) -> Exit:
-    """Waits for a child's end; kills its process group when the time is up."""
-    deadline = time.monotonic() + seconds
+    """Waits for a child's end; kills its process group when the time is up.
+
+    The time begins with the child: that a server needs a minute to start is no fault of a job's.
+    """
+    deadline = time.monotonic() + _START_SECONDS
     pid: int | None = None
     stage = 0  # how many signals it has got
     while True:
         try:
             event = events.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGTERM if stage == 0 else signal.SIGKILL)
-                stage += 1
+            if pid is None:
+                return Exit(rc=-1, timed_out=False, lost=True)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGTERM if stage == 0 else signal.SIGKILL)
+            stage += 1
             deadline = time.monotonic() + _GRACE_SECONDS
             continue
         if event is None:
             return Exit(rc=-1, timed_out=False, lost=True)
         if "pid" in event:
             pid = event["pid"]
+            deadline = time.monotonic() + seconds
         else:
             return Exit(rc=event["rc"], timed_out=stage > 0)
 

@@ -172,14 +172,20 @@ def read(path: Path) -> Record:
         RecordError: not JSON, another schema, a field missing or unknown, or edited after writing.
     """
     try:
-        return _parse(path.read_bytes())
+        return parse(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RecordError(
             f"cannot read record {path.name}: {error}. Delete the file and run again"
         ) from error
 
 
-def _parse(raw: bytes) -> Record:
+def parse(raw: bytes) -> Record:
+    """A record from the bytes of its file.
+
+    Raises:
+        RecordError: as for :func:`read`.
+        ValueError: not JSON.
+    """
     from pydantic import ValidationError
 
     record, fault = None, ""

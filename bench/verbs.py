@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tabulate import tabulate
 
@@ -19,7 +19,7 @@ from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
 from bench.config import Profile, load_profile
 from bench.environment import cores, default_device
-from bench.executors import EXECUTORS, Executor
+from bench.executors import Executor, check_executor
 from bench.forecast import show_plan
 from bench.harness import Harness, Settings
 from bench.plan import PlannedCell, plan_cells
@@ -49,6 +49,7 @@ class Request:
     jobs: int | None = None
     device: str | None = None
     executor: str = "local"
+    scheduler: str = ""
     download: bool = False
     retry_failed: bool = False
     everything: bool = False
@@ -86,25 +87,26 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
     Raises:
         UserError: one clear message.
     """
-    if request.executor not in EXECUTORS:
-        known = ", ".join(EXECUTORS)
-        raise UserError(f"unknown executor {request.executor!r}. Known: {known}")
+    executor = check_executor(request.executor, request.scheduler, request.jobs, request.device)
     if request.jobs is not None and request.jobs < 1:
         raise UserError(f"expected -j >= 1, got {request.jobs}")
     root, library = root_of(request.root), library_of(request)
     registry = Registry.with_plugins(request.plugin or [])
     profile = choose(request, registry, library)
-    device = check_device(request.device or default_device())
-    jobs = request.jobs or (min(4, cores()) if device != "cpu" else cores())
+    device = request.device or default_device()
+    if executor != "dask":  # whose workers have devices of their own, and are asked
+        check_device(device)
     settings = Settings(
         root=root,
         profile=profile,
         library=library,
         device=device,
-        jobs=jobs,
-        executor=cast(Executor, request.executor),
+        jobs=request.jobs or usual_jobs(executor, device),
+        executor=executor,
+        scheduler=request.scheduler,
         retry_failed=request.retry_failed,
         plugins=tuple(registry.zoo_plugins()),
+        sources=tuple(request.plugin or ()),
     )
     for name in profile.defenses:
         registry.parse(name)
@@ -152,6 +154,13 @@ def library_of(request: Request) -> Library:
         raise UserError(f"--data {data}: there is no such folder")
     cache = root_of(request.root) / "cache"
     return Library(data=Path(data) if data else None, cache=cache, download=request.download)
+
+
+def usual_jobs(executor: Executor, device: str) -> int:
+    """How many cells at a time, where nobody says; with dask, how many on one GPU."""
+    if executor == "dask":
+        return 1
+    return cores() if device == "cpu" else min(4, cores())
 
 
 def check_device(device: str) -> str:

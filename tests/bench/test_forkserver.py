@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.launcher import Launcher, clean_environment
+from bench.launcher import ClosedError, Launcher, clean_environment
 
 TARGET = "tests.bench.targets:run"
 
@@ -91,7 +91,7 @@ def test_server_and_children_end_with_their_parent(tmp_path):
     """The parent is killed and can clean up nothing."""
     script = f"""
 import sys, pathlib
-from bench.launcher import Launcher
+from bench.launcher import ClosedError, Launcher
 cwd = pathlib.Path({str(tmp_path)!r})
 Launcher({TARGET!r}).run({{"action": "hang"}}, cwd=cwd, log=cwd / "log", seconds=60, memory=0)
 """
@@ -155,6 +155,6 @@ def test_a_closed_launcher_starts_nothing(tmp_path, monkeypatch):
     launcher = Launcher(TARGET)
     launcher.close()
     (tmp_path / "log").touch()
-    ended = launcher.run({}, cwd=tmp_path, log=tmp_path / "log", seconds=1, memory=0)
-    assert ended.lost
+    with pytest.raises(ClosedError):
+        launcher.run({}, cwd=tmp_path, log=tmp_path / "log", seconds=1, memory=0)
     assert launcher._server is None

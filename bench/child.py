@@ -59,7 +59,7 @@ class LedgerView(DefenderView):
     """A view that remembers what was read."""
 
     def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 (any attribute)
-        if name in ("images", "labels"):
+        if name in ("images", "labels", "target", "prior"):
             vars(self).setdefault("_read", set()).add(name)
         return super().__getattribute__(name)
 
@@ -165,6 +165,7 @@ def _defend(
         repaired.load_state_dict(load_file("model.safetensors"))
         error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
     cost = cost_since(started, counter, device)
+    touched = {**granted, **view.ledger()}  # before we look at the images ourselves
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
     if not candidates:
         raise InvalidModelError("expected at least one candidate, got an empty list")
@@ -178,7 +179,7 @@ def _defend(
         "finding": None if view.finding is None else keep_finding(view.finding),
         "cost": cost,
         "curve": thin(view.curve),
-        "data_touched": {**granted, **view.ledger()},
+        "data_touched": touched,
     }
 
 

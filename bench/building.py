@@ -28,6 +28,7 @@ from zoo.assets import AssetStore
 from zoo.build import check, training_of
 from zoo.checkpoint import CHECKPOINT
 from zoo.errors import StorageError, UserError
+from zoo.files import read_json
 from zoo.recipes import VictimRecipe, target_class
 from zoo.store import Stored, Zoo
 
@@ -308,12 +309,10 @@ class _Building:
             path = scratch / "result.json"
             if not path.exists():
                 return _ending(ended)
-            error: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["error"]
-            if error is None:
-                return ""
-            if error["storage"]:
-                raise StorageError(error["message"])
-            return str(error["message"]).removeprefix(f"{recipe.label}: ")
+            storage, message = _error_of(path)
+            if storage:
+                raise StorageError(message)
+            return message.removeprefix(f"{recipe.label}: ")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -344,6 +343,20 @@ def share_of(log: Path) -> float | None:
         return float(last["step"] / last["steps"])
     except (OSError, ValueError, KeyError, IndexError):
         return None
+
+
+def _error_of(path: Path) -> tuple[bool, str]:
+    """Whether a child could not write, and its message; empty where all went well.
+
+    The child may have run the code of a plugin.
+    """
+    try:
+        error = read_json(path)["error"]
+        if error is None:
+            return False, ""
+        return bool(error["storage"]), str(error["message"]) or "it failed, and says nothing"
+    except (OSError, ValueError, TypeError, KeyError) as wrong:
+        return False, f"what it has left cannot be used: {type(wrong).__name__}: {wrong}"
 
 
 def _ending(ended: Exit) -> str:

@@ -9,7 +9,6 @@ curve, what a detector says it saw) is the child's own word, and stays text and 
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -20,7 +19,7 @@ from torch import Tensor
 from bench.launcher import Exit
 from bench.metrics import stored
 from bench.records import Cost, Status
-from zoo.files import open_plain, read_plain
+from zoo.files import read_plain
 from zoo.models import ArchSpec, Classifier, Norm, build_model, shapes_of
 from zoo.tensors import check_tensors, copy_tensors
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 MAX_RESULT: Final = 2**20  # bytes of result.json; 200 points of a curve have 20,000
 MAX_CANDIDATES: Final = 100  # models that an oracle may leave; each of them is evaluated
 MAX_IMAGES: Final = 100_000  # of a base set
-LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
 
 
 Touched = Literal["granted_images", "granted_labels", "read_images", "read_labels"]
@@ -187,13 +185,3 @@ def load_base_set(path: Path, spec: ArchSpec) -> dict[str, Tensor]:
     if kinds != (torch.uint8, torch.int64) or low < 0 or high >= spec.num_classes:
         raise HandbackError(f"expected images uint8, labels from 0 to {spec.num_classes - 1}")
     return tensors
-
-
-def log_tail(path: Path) -> str:
-    """The end of what a child has printed."""
-    try:
-        with open_plain(path) as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4 * LOG_TAIL))  # 4 bytes a letter
-            return stream.read(4 * LOG_TAIL).decode("utf-8", "replace")[-LOG_TAIL:]
-    except OSError:
-        return ""

@@ -34,7 +34,6 @@ from bench.handback import (
     failed,
     load_base_set,
     load_model,
-    log_tail,
     read_result,
     specs_of,
 )
@@ -58,11 +57,13 @@ from zoo.build import judge_of, training_set_of
 from zoo.data import Library
 from zoo.errors import UserError
 from zoo.evaluate import MetricsDict, der, evaluate, score
+from zoo.files import read_tail
 from zoo.models import ArchSpec, Classifier
 from zoo.sets import facts_of
 from zoo.store import Stored
 from zoo.tensors import save_tensors
 
+LOG_TAIL: Final = 64_000  # characters of a cell's output that are kept
 ORACLE_KEEPS: Final = 0.9  # of the victim's accuracy, in BCU's and BackdoorBench's rule for ANP
 # Of CIFAR-10, an evaluation set has about 60 MB, a training set 150.
 _VICTIMS_IN_MEMORY: Final = 2
@@ -198,7 +199,7 @@ class Harness:
             work = scratch / "work"
             log = scratch / "log.txt"
             result, after = self._judged(planned, work, self._run_defense(planned, work, log))
-            tail, picture = log_tail(log), contact_strip(work / "triggers.safetensors")
+            tail, picture = read_tail(log, LOG_TAIL), contact_strip(work / "triggers.safetensors")
             return self._record(planned, started, result["status"], result, after, tail, picture)
         except OSError as error:
             raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zoo.errors import StorageError
-from zoo.files import digest, write_atomic
+from zoo.files import digest, read_json, write_atomic
 
 SCHEMA: Final = 1
 
@@ -35,7 +35,7 @@ def measured(
     key = digest({"schema": SCHEMA, "kind": kind, **inputs})
     path = root / "measurements" / kind / key[:2] / f"{key}.json"
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
+        stored: dict[str, Any] = read_json(path)["result"]
     except (OSError, ValueError, KeyError, TypeError):
         stored = measure()
         text = json.dumps({"inputs": inputs, "result": stored}, sort_keys=True, allow_nan=False)

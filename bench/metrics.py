@@ -81,6 +81,17 @@ class Robustness:
     after: RobustAccuracy | None  # None where no model came back
 
 
+def checked_metrics(payload: object) -> Metrics | None:
+    """Metrics from a JSON value of others; None stays None.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Metrics | None).validate_python(payload, strict=True)
+
+
 def metrics_from_dict(payload: Mapping[str, Any] | None) -> Metrics | None:
     """Builds metrics from their JSON form; None stays None."""
     if payload is None:

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +23,16 @@ from bench.metrics import Attacked as Attacked
 from bench.metrics import Metrics as Metrics
 from bench.metrics import RobustAccuracy as RobustAccuracy
 from bench.metrics import Robustness as Robustness
+from bench.metrics import checked_metrics as checked_metrics
 from bench.metrics import metrics_from_dict as metrics_from_dict
 from bench.metrics import stored
+from zoo.files import MAX_JSON as MAX_JSON
 from zoo.files import canonical as canonical
 from zoo.files import digest as digest
+from zoo.files import parse_json
+from zoo.files import read_json as read_json
+from zoo.files import read_plain as read_plain
+from zoo.files import read_tail as read_tail
 from zoo.files import slug as slug
 from zoo.files import write_atomic as write_atomic
 
@@ -33,6 +40,11 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA: Final = 1
+MAX_BYTES: Final = 4 * 2**20  # of a record's file; one with a long curve has 20,000
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_ODD: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal would act upon
+_LONGEST: Final = 1000  # letters of a name
+_HUGE: Final = 1e300  # further on, sums and squares are no numbers any more
 
 Status = Literal[
     "ok",
@@ -119,7 +131,7 @@ class Record:
     der: float | None
     cost: Cost | None
     data_touched: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[dict[str, int | float | None]] = field(default_factory=list)
     # What a detector saw: statistic, values and index per class, threshold, flagged classes, and
     # "triggers", the name of a picture beside the record (one tile per class).
     finding: dict[str, Any] | None = None
@@ -134,7 +146,13 @@ class Record:
 
 
 def path_of(root: Path, record: Record) -> Path:
-    """``records/<defense>/<key[:2]>/<key>.json``."""
+    """``records/<defense>/<key[:2]>/<key>.json``: below the root, whatever the record says.
+
+    Raises:
+        RecordError: its key is no key.
+    """
+    if not _KEY.fullmatch(record.key):
+        raise RecordError(f"expected a key of 64 hexadecimal digits, got {record.key!r:.100}")
     defense = slug(record.cell.defense.split("[")[0])
     return root / "records" / defense / record.key[:2] / f"{record.key}.json"
 
@@ -169,11 +187,12 @@ def read(path: Path) -> Record:
     """Reads one record.
 
     Raises:
-        RecordError: not JSON, another schema, a field missing or unknown, or edited after writing.
+        RecordError: not JSON, another schema, a field missing or unknown, edited after writing, or
+            nothing that this program writes: a link, names and numbers that are none.
     """
     try:
-        return parse(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return parse(read_plain(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"cannot read record {path.name}: {error}. Delete the file and run again"
         ) from error
@@ -192,12 +211,13 @@ def parse(raw: bytes) -> Record:
     try:
         record = _reader().validate_json(raw, strict=True)
         if record.schema == SCHEMA and digest_of_text(raw) == record.payload_sha256:
+            check(record)
             return record
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     # Rarely needed, so slow and exact: a file of another hand's formatting, or one with a fault.
-    payload = json.loads(raw)
+    payload = parse_json(raw)
     if not isinstance(payload, dict):
         raise RecordError(f"expected a JSON object, got {type(payload).__name__}")
     if payload.get("schema") != SCHEMA:
@@ -209,7 +229,36 @@ def parse(raw: bytes) -> Record:
         raise RecordError("its content does not match its payload_sha256: edited or damaged")
     if record is None:
         raise RecordError(fault)
+    check(record)
     return record
+
+
+def check(record: Record) -> None:
+    """Refuses what the types of the fields let pass, and no other program may rely on.
+
+    Names go into file names, and onto terminals and pages; numbers into sums.
+
+    Raises:
+        RecordError: a key or name that is none, or a number that is not finite.
+    """
+    cell = record.cell
+    if not _KEY.fullmatch(record.key):
+        raise RecordError(f"expected a key of 64 hexadecimal digits, got {record.key!r:.100}")
+    names = (cell.dataset, cell.arch, cell.attack, cell.label_rule, cell.defense, cell.budget)
+    if any(len(name) > _LONGEST or _ODD.search(name) for name in (*names, cell.origin, cell.paper)):
+        raise RecordError("a name in its cell is too long or holds control characters")
+    free = (record.inputs, record.data_touched, record.finding, record.env)
+    if not all(map(_finite, (cell.params, *free, record.git, record.error))):
+        raise RecordError("it holds a number that is out of range")
+
+
+def _finite(value: object) -> bool:
+    """Whether all numbers in a JSON value are of a size that can be calculated with."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, int | float) or -_HUGE < value < _HUGE
 
 
 @cache

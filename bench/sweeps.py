@@ -10,15 +10,21 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from bench.records import Cell, digest, slug, write_atomic
+from bench.metrics import stored
+from bench.records import MAX_JSON, Cell, digest, read_plain, slug, write_atomic
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FOLDER: Final = "sweeps"
 Scalar = int | float | str | bool
 
 
+@stored
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """A range of one hyper-parameter, all others fixed."""
@@ -71,10 +77,17 @@ def read(path: Path) -> Sweep:
         ValueError: it is not what :func:`remember` writes.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return Sweep(**{**fields, "values": tuple(fields["values"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        sweep = _reader().validate_json(read_plain(path, MAX_JSON), strict=True)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read sweep {path.name}: {error}. Delete the file") from error
+    return sweep
+
+
+@cache
+def _reader() -> TypeAdapter[Sweep]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Sweep)
 
 
 def read_all(root: Path) -> tuple[list[Sweep], list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.records import FAILED, SCHEMA, Record, collector_paused, path_of, write_atomic
+from bench.records import FAILED, SCHEMA, Record, collector_paused, path_of, read_tail, write_atomic
 from leaderboard.checks import Finding
 from leaderboard.document import to_json
 from leaderboard.markdown import to_markdown
@@ -106,8 +106,8 @@ def log_tails(root: Path, records: Iterable[Record]) -> dict[str, str]:
     room = LOGS
     for record in records:
         path = path_of(root, record).with_suffix(".log")
-        if record.status in FAILED and room > 0 and path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
+        # Not through a link, which would publish whatever file it points at.
+        if record.status in FAILED and room > 0 and (text := read_tail(path, LOG + 1)):
             tails[record.key] = text if len(text) <= LOG else f"…{text[-LOG:]}"
             room -= len(tails[record.key])
     return tails

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.records import Metrics, Record, metrics_from_dict
+from bench.records import Metrics, Record, checked_metrics, read_json
 
 # "used": it stands in records, but the zoo beside them does not hold it.
 VictimStatus = Literal["admitted", "rejected", "twin", "used"]
@@ -87,8 +86,8 @@ def read_victim(path: Path) -> Victim:
         ValueError: it is not what the zoo writes.
     """
     try:
-        source = json.loads(path.read_text(encoding="utf-8"))
-        metrics = metrics_from_dict(source["metrics"])
+        source = read_json(path)
+        metrics = checked_metrics(source["metrics"])
         if metrics is None:
             raise ValueError("it has no metrics")
         if source["status"] not in ("admitted", "rejected", "twin"):
@@ -100,9 +99,9 @@ def read_victim(path: Path) -> Victim:
             status=source["status"],
             reasons=tuple(str(reason) for reason in source.get("reasons", ())),
             metrics=metrics,
-            twin_metrics=metrics_from_dict(source.get("twin_metrics")),
+            twin_metrics=checked_metrics(source.get("twin_metrics")),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         place = "/".join(path.parts[-3:])
         raise ValueError(f"cannot read victim {place}: {type(error).__name__}: {error}") from error
 

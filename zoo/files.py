@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 MAX_JSON: Final = 16 * 2**20  # bytes; a victim has 5 kB, a record 20, a manifest 500
+_PLAIN: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _LONGEST: Final = 150  # letters of a file name; file systems end at 255 bytes
 
 
@@ -42,14 +44,24 @@ def open_plain(path: Path) -> BinaryIO:
     Raises:
         OSError: missing, or not a regular file.
     """
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    if path.is_symlink():  # what O_NOFOLLOW says of it is "too many levels of symbolic links"
-        raise OSError(f"{path.name} is a link; copy the file itself")
-    stream = os.fdopen(os.open(path, os.O_RDONLY | flags), "rb")
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
+    return os.fdopen(_open_plain(path)[0], "rb")
+
+
+def _open_plain(path: Path) -> tuple[int, int]:
+    """A descriptor of the file, and how many bytes it has."""
+    try:
+        if _PLAIN == 0 and path.is_symlink():  # where the system cannot refuse links itself
+            raise OSError(errno.ELOOP, "")
+        handle = os.open(path, os.O_RDONLY | _PLAIN | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(f"{path.name} is a link; copy the file itself") from error
+        raise
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
         raise OSError(f"{path.name} is not a regular file")
-    return stream
+    return handle, found.st_size
 
 
 def read_plain(path: Path, limit: int) -> bytes:
@@ -58,11 +70,21 @@ def read_plain(path: Path, limit: int) -> bytes:
     Raises:
         OSError: missing, not a regular file, or larger.
     """
-    with open_plain(path) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(f"{path.name} has more than the {limit:,} bytes that are read")
-    return content
+    handle, size = _open_plain(path)
+    with os.fdopen(handle, "rb") as stream:
+        if size > limit:
+            raise OSError(f"{path.name} has {size:,} bytes, more than the {limit:,} that are read")
+        return stream.read(size)
+
+
+def read_tail(path: Path, letters: int) -> str:
+    """The end of a text that others may have put there; empty where there is none."""
+    try:
+        with open_plain(path) as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4 * letters))  # 4 bytes a letter
+            return stream.read(4 * letters).decode("utf-8", "replace")[-letters:]
+    except OSError:
+        return ""
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:  # noqa: ANN401 (a JSON value)

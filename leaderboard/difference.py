@@ -24,7 +24,10 @@ from leaderboard.victims import Victim, merge, read_zoo
 from leaderboard.words import budget_order
 
 # What is compared. RA at every strength is in the score; robust accuracy is of its panel alone.
-FIGURES: Final[dict[str, Contrast]] = {**CONTRASTS, "pgd_8": Contrast(1, 0.02)}
+FIGURES: Final[dict[str, Contrast]] = {
+    **{str(name): contrast for name, contrast in CONTRASTS.items()},
+    "pgd_8": Contrast(1, 0.02),
+}
 
 Place = tuple[str, str, str, int, int]  # defense, budget, setting, victim seed, defense seed
 Group = tuple[str, str, str]  # defense, budget, setting

@@ -30,10 +30,14 @@ const Drill = (() => {
   };
 
   const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  const plugin = (origin) => (/^(file|module):/.test(origin) ? ["--plugin", quote(origin.replace(/^\w+:/, ""))] : []);
+  /* One line per record: the stored victim, defended and judged again. */
+  const repeats = (data, d, keys) => keys
+    .map((key) => ["bench", "repro", key, ...plugin(data.defenses[d].origin)].join(" ")).join("\n");
   const command = (data, d, b, s, seeds) => {
     const { name, origin } = data.defenses[d];
     const words = ["bench", "run", "--root", "again", "--profile", quote(data.profile || "PROFILE")];
-    if (origin.startsWith("file:")) words.push("--plugin", quote(origin.slice(5)));
+    words.push(...plugin(origin));
     words.push(...data.settings[s].options.map(quote));
     words.push("--defense", quote(name), "--budget", quote(data.budgets[b]), "--seeds", [...new Set(seeds)].join(","));
     return words.join(" ");
@@ -86,6 +90,8 @@ const Drill = (() => {
       make("p", {}, "A cell that failed counts with the undefended model. Records: ",
         make("span", { class: "path" }, `records/${folder}/KK/KEY.json`), ", KK the first two digits of the key."),
       make("h3", {}, "Run it again"),
+      copyable(repeats(data, d, found.map((i) => cells.key[i]))),
+      make("p", {}, "On the stored victims; says REPRODUCED or DRIFTED. From nothing, with victims trained anew:"),
       copyable(command(data, d, b, s, found.map((i) => cells.seed[i]))),
       data.profile ? "" : make("p", {}, "PROFILE: the profile that the records were made with."),
       ...found.map((i) => trouble(data, i)).filter(Boolean));

@@ -205,7 +205,11 @@ def test_from_a_number_to_settings_seeds_reason_log_and_command(visit: Visit) ->
     dialog.get_by_role("button", name=re.compile("gtsrb .* wanet")).click()
     assert dialog.locator("thead th").all_inner_texts()[4:7] == ["ASR x1", "ASR x2", "ASR x3"]
     assert dialog.locator("tbody tr").count() == 2
-    command = dialog.locator(".command code").inner_text()
+    assert dialog.locator(".command code").count() == 2
+    repeats = dialog.locator(".command code").first.inner_text().splitlines()
+    keys = [key.rstrip("…") for key in dialog.locator("tbody .path").all_inner_texts()]
+    assert repeats == [f"bench repro {key}" for key in keys]
+    command = dialog.locator(".command code").last.inner_text()
     assert command.startswith("bench run --root again --profile PROFILE --dataset gtsrb")
     attack = "--attack 'wanet[label_rule=all-to-all, poison_rate=0.1]'"
     assert command.endswith(f"{attack} --defense ibau --budget 2500 --seeds 0,1")
@@ -214,8 +218,8 @@ def test_from_a_number_to_settings_seeds_reason_log_and_command(visit: Visit) ->
     assert not dialog.is_visible()
     assert page.evaluate("location.hash") == ""
     again = visit(link)
-    again.locator("#drill .command").wait_for()
-    assert again.locator("#drill .command code").inner_text() == command
+    again.locator("#drill .command").last.wait_for()
+    assert again.locator("#drill .command code").last.inner_text() == command
 
 
 def test_every_number_of_a_data_free_row_opens_where_it_ran(visit: Visit) -> None:

@@ -313,11 +313,16 @@ def every_number_of_classes(trial: Trial) -> None:
     "NotApplicableError('why') where the method needs batch normalisation and there is none.",
 )
 def every_architecture(trial: Trial) -> None:
-    """A ResNet, and a net without batch normalisation."""
+    """A ResNet, also with a single image, and a net without batch normalisation."""
     residual = ArchSpec(name="resnet18", num_classes=CLASSES, width=0.125)
-    for spec in (residual, dataclasses.replace(SMALL, norm="group")):
+    few = trial.usual.images and 1
+    for spec, images in (
+        (residual, trial.usual.images),
+        (residual, few),
+        (dataclasses.replace(SMALL, norm="group"), trial.usual.images),
+    ):
         try:
-            runs(trial, spec=spec)
+            runs(trial, spec=spec, images=images)
         except (Violation, Remark) as seen:
             raise type(seen)(f"on {spec.name} with {spec.norm} normalisation: {seen}") from seen
 

@@ -1,16 +1,19 @@
 """What must hold for every attack, every variant of it and every label rule."""
 
 import dataclasses
+import functools
 import inspect
 import itertools
-import json
 import re
 
 import pytest
 import torch
 
 from attacks import ALL, Attack, _patterns
-from tests.preparations import assets_of, preparation_of, seeded
+from bench.attack_rules import RULES as RULES_OF_CHECK
+from bench.attack_rules import AttackTrial, noise, preparation_of
+from bench.conformance import outcome
+from tests.preparations import assets_of, seeded
 
 # Parameters that change the trigger; an attack without an entry is tested with its defaults.
 VARIANTS = {
@@ -52,8 +55,10 @@ every_rule = pytest.mark.parametrize("attack", RULES, ids=lambda a: f"{a.name}-{
 every_class = pytest.mark.parametrize("cls", ALL, ids=lambda c: c.name)
 
 
-def noise(n, shape, seed=1):
-    return torch.randint(256, (n, *shape), generator=seeded(seed)).to(torch.uint8)
+@functools.cache
+def trial_of(attack):
+    """One trial for all rules: its assets are made once."""
+    return AttackTrial(type(attack), attack.params())
 
 
 def outputs(attack, images, assets):
@@ -62,6 +67,13 @@ def outputs(attack, images, assets):
     if attack.cover_rate > 0:
         made.append(attack.cover(images, assets, seeded()))
     return made
+
+
+@pytest.mark.parametrize("rule", RULES_OF_CHECK, ids=lambda r: r.name)
+@pytest.mark.parametrize("attack", TRIGGERS + RULES, ids=lambda a: f"{a.label()}-{a.label_rule}")
+def test_the_rules_of_bench_check(attack, rule):
+    verdict, seen = outcome(rule, trial_of(attack))
+    assert verdict == "pass", seen
 
 
 @every_trigger
@@ -76,30 +88,6 @@ def test_shape_and_type_are_kept_and_the_input_is_not_touched(attack, shape):
         assert made.data_ptr() != images.data_ptr()
         assert (made != images).flatten(1).any(1).all()
     assert torch.equal(images, before)
-
-
-@every_trigger
-def test_same_assets_give_same_images(attack):
-    images = noise(6, (3, 32, 32))
-    first, second = assets_of(attack), assets_of(attack)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    pairs = zip(outputs(attack, images, first), outputs(attack, images, second), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@every_trigger
-def test_assets_can_be_stored_and_are_not_touched(attack):
-    assets = assets_of(attack)
-    before = {name: value.clone() for name, value in assets.items()}
-    outputs(attack, noise(2, (3, 32, 32)), assets)
-    for name, value in assets.items():
-        assert type(value) is torch.Tensor
-        assert value.is_contiguous()
-        assert not value.requires_grad
-        assert torch.equal(value, before[name])
-        # A view into something larger would be stored with what it is a view of.
-        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
 
 
 @every_trigger
@@ -202,12 +190,6 @@ def test_only_chosen_samples_and_labels_change(attack):
         assert torch.equal(relabelled.nonzero().flatten(), poison.index.sort().values)
     if not attack.parts:  # whose test images follow another order than their training images
         assert torch.equal(poison.labels, attack.relabel(labels[poison.index], target, classes))
-
-
-@pytest.mark.parametrize("attack", TRIGGERS + RULES, ids=lambda a: f"{a.label()}-{a.label_rule}")
-def test_parameters_survive_json(attack):
-    params = json.loads(json.dumps(attack.params()))
-    assert type(attack)(**params) == attack
 
 
 @every_class

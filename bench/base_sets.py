@@ -6,24 +6,63 @@ picture of them; ``base-set.json`` is written last. The key is the hash of all i
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from bench.detections import COLUMNS, contact_sheet
+from bench.metrics import stored
+from bench.records import Cost
 from bench.registry import BaseEntry
 from zoo.asset_recipes import PriorRecipe
-from zoo.errors import StorageError
-from zoo.files import file_digest, write_atomic
-from zoo.tensors import save_tensors
+from zoo.errors import StorageError, UserError
+from zoo.files import MAX_JSON, digest, file_digest, read_plain, write_atomic
+from zoo.tensors import check_tensors, copy_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA: Final = 1
+MAX_IMAGES: Final = 100_000  # of one set; builders make a few thousand
 IMAGES: Final = "base-set.safetensors"
+
+
+@stored
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What the key of a base set is the hash of; see ``bench.plan.plan_base``."""
+
+    schema: int
+    builder: str
+    code: str
+    params: dict[str, int | float | str | bool | None]
+    victim: str
+    prior: str | None
+    budget: str | None
+    seed: int
+
+
+@stored
+@dataclass(frozen=True, kw_only=True)
+class _Meta:
+    """``base-set.json``."""
+
+    schema: int
+    builder: str
+    inputs: _Inputs
+    key: str
+    images: int
+    classes: int
+    cost: Cost
+    curve: list[dict[str, int | float | None]]
+    tensors_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +154,48 @@ class BaseSets:
 def _read(folder: Path) -> dict[str, Any] | None:
     """The metadata in a folder, None where there is none of this schema."""
     try:
-        meta: dict[str, Any] = json.loads((folder / "base-set.json").read_text("utf-8"))
-        known = meta["schema"] == SCHEMA and "victim" in meta["inputs"]
-    except (OSError, ValueError, KeyError, TypeError):
+        raw = read_plain(folder / "base-set.json", MAX_JSON)
+        meta = _reader().validate_json(raw, strict=True)
+    except (OSError, ValueError):
         return None
-    return meta if known else None
+    known = meta.schema == SCHEMA and meta.key == digest(dataclasses.asdict(meta.inputs))
+    return dataclasses.asdict(meta) if known else None
+
+
+@cache
+def _reader() -> TypeAdapter[_Meta]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_Meta)
+
+
+def load(path: Path, shape: Sequence[int], num_classes: int) -> dict[str, Tensor]:
+    """The images and labels of a base set that a child has just made, or anybody before.
+
+    Args:
+        path: safetensors with ``images`` uint8 ``(N, C, H, W)`` and ``labels`` int64 ``(N,)``.
+        shape: (C, H, W).
+        num_classes: above every label.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        _, (count, *_) = check_tensors(path).get("images", ("", (0,)))
+        if not 0 < count <= MAX_IMAGES:
+            raise ValueError(f"expected 1 to {MAX_IMAGES:,} images, got {count:,}")
+        with torch.device("meta"):
+            images = torch.empty(count, *shape, dtype=torch.uint8)
+            labels = torch.empty(count, dtype=torch.int64)
+        tensors = copy_tensors(path, {"images": images, "labels": labels})
+        if (tensors["images"].dtype, tensors["labels"].dtype) != (torch.uint8, torch.int64):
+            raise ValueError("expected images uint8 and labels int64")
+        low, high = map(int, tensors["labels"].aminmax())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"expected labels from 0 to {num_classes - 1}, got {low} to {high}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"the base set {path.name} cannot be used: {error}") from error
+    return tensors
 
 
 def _whole(folder: Path, meta: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
-from zoo.files import digest, slug, write_atomic
+from zoo.files import digest, read_plain, slug, write_atomic
 from zoo.seeds import generator_of
 from zoo.sets import facts_of
 from zoo.splits import UNLABELLED_IMAGES, Split, draw_ood, split_test
@@ -160,7 +160,11 @@ class Budgets:
         manifest = draw_manifest(data, seed, ood, size)
         path = self._root / "zoo" / slug(data.name) / "splits" / f"seed-{seed}-{slug(ood)}.json"
         text = json.dumps(manifest.to_dict(), sort_keys=True) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+        try:
+            known = read_plain(path, len(text)) == text.encode()
+        except OSError:  # none yet, another one, or none of ours
+            known = False
+        if not known:
             write_atomic(path, text)
         return manifest
 

@@ -18,18 +18,22 @@ from zoo.errors import UserError
 
 PRESETS: Final = ("ibau", "bcu", "dhbe", "fred")  # the exact conditions of one paper
 BUILT_IN: Final = ("quick", "cpu", "paper", *PRESETS)
-_BUDGET: Final = re.compile(r"0|1t|unlabeled|ood|[1-9][0-9]*(pc)?")
+_BUDGET: Final = re.compile(r"0|1t|unlabeled|ood|[1-9][0-9]{0,8}(pc)?")
+MAX_BYTES: Final = 2**20  # of a profile; the largest of ours has 3,000
+_LONGEST: Final = 2_000  # letters of a line
+_MANY: Final = 10_000_000  # of anything that a profile may count
+_SHOWN: Final = 20  # mistakes of a profile that are listed
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Training(_Strict):
     """Fields of ``zoo.train.Recipe`` that a profile may set."""
 
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(default=128, gt=0)
+    epochs: int = Field(gt=0, le=_MANY)
+    batch_size: int = Field(default=128, gt=0, le=_MANY)
     lr: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     nesterov: bool = False
@@ -39,17 +43,19 @@ class Training(_Strict):
 class RobustTraining(_Strict):
     """Fields of ``zoo.asset_recipes.Robust``: how adversarially trained surrogates are made."""
 
-    epochs: int = Field(default=30, gt=0)
-    steps: int = Field(default=10, gt=0)
+    epochs: int = Field(default=30, gt=0, le=_MANY)
+    steps: int = Field(default=10, gt=0, le=_MANY)
     epsilon: float = Field(default=8, gt=0)
 
 
 class PriorTraining(_Strict):
     """How generative priors are made: fields of ``zoo.prior.PriorSpec`` and ``PriorSchedule``."""
 
-    steps: int = Field(default=2000, gt=0)  # of the generator; the critic makes five for each
+    steps: int = Field(
+        default=2000, gt=0, le=_MANY
+    )  # of the generator; the critic makes five for each
     width: float = Field(default=0.25, gt=0, le=8)  # factor on every channel count
-    batch_size: int = Field(default=32, gt=1)
+    batch_size: int = Field(default=32, gt=1, le=_MANY)
     lr: float = Field(default=2e-4, gt=0)  # of Adam
 
 
@@ -59,10 +65,12 @@ class Grid(_Strict):
     dataset: str
     arch: str
     width: float = Field(default=1.0, gt=0)
-    train_images: int | None = Field(default=None, gt=0)
+    train_images: int | None = Field(default=None, gt=0, le=_MANY)
     attacks: list[str] = Field(min_length=1)
     ood: str | None = None  # overrides the data set's usual out-of-distribution set
-    target: int | None = Field(default=None, ge=0)  # overrides the protocol's, which goes by seed
+    target: int | None = Field(
+        default=None, ge=0, le=_MANY
+    )  # overrides the protocol's, which goes by seed
     training: Training
     robust: RobustTraining = RobustTraining()
 
@@ -77,8 +85,8 @@ class Limits(_Strict):
 class Evasion(_Strict):
     """How many evaluation images are attacked where robust accuracy is measured."""
 
-    pgd_images: int = Field(default=500, gt=0)
-    autoattack_images: int = Field(default=0, ge=0)  # of those; needs the extra `robust`
+    pgd_images: int = Field(default=500, gt=0, le=_MANY)
+    autoattack_images: int = Field(default=0, ge=0, le=_MANY)  # of those; needs the extra `robust`
 
 
 class Profile(_Strict):
@@ -107,8 +115,10 @@ class Profile(_Strict):
     @field_validator("seeds", "defense_seeds")
     @classmethod
     def _natural_seeds(cls, seeds: list[int]) -> list[int]:
-        if min(seeds) < 0 or len(set(seeds)) != len(seeds):
-            raise ValueError(f"expected different seeds >= 0, got {seeds}")
+        if not 0 <= min(seeds) <= max(seeds) <= _MANY or len(set(seeds)) != len(seeds):
+            raise ValueError(
+                f"expected different seeds >= 0, none above {_MANY:,}, got {seeds!r:.200}"
+            )
         return seeds
 
 
@@ -135,27 +145,44 @@ def load_profile(name: str) -> Profile:
     if path.suffix != ".toml":
         raise UserError(f"unknown profile {name!r}. Known: {', '.join(BUILT_IN)}, or a FILE.toml")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read profile {path}: {error}") from error
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"profile {path} has more than {MAX_BYTES:,} bytes: is it a profile?")
     return parse_profile(text, str(path))
 
 
 def parse_profile(text: str, name: str) -> Profile:
     """Parses and validates the text of a profile."""
+    if any(len(line) > _LONGEST for line in text.splitlines()):  # a key of a mile takes minutes
+        raise UserError(f"profile {name}: a line has more than {_LONGEST:,} letters")
     try:
         payload = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UserError(f"profile {name}: it is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of a thousand digits
         raise UserError(f"profile {name}: {error}") from error
     try:
         return Profile.model_validate(payload)
     except ValidationError as error:
         lines = [
             f"{name}:{line_of(text, problem['loc'])}: "
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
-            for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} ({_got(problem['input'])})"
+            for problem in error.errors()[:_SHOWN]
         ]
+        if error.error_count() > _SHOWN:
+            lines.append(f"... and {error.error_count() - _SHOWN} more")
         raise UserError("the profile does not fit:\n  " + "\n  ".join(lines)) from error
+
+
+def _got(value: object) -> str:
+    try:
+        return f"got {value!r:.200}"
+    except (RecursionError, ValueError):  # nested deeply, or a number of a thousand digits
+        return "got something that cannot be shown"
 
 
 def line_of(text: str, location: tuple[int | str, ...]) -> int:

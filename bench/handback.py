@@ -13,22 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-import torch
-from torch import Tensor
-
 from bench.launcher import Exit
 from bench.metrics import stored
 from bench.records import Cost, Status
 from zoo.files import read_plain
 from zoo.models import ArchSpec, Classifier, Norm, build_model, shapes_of
-from zoo.tensors import check_tensors, copy_tensors
+from zoo.tensors import copy_tensors
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MAX_RESULT: Final = 2**20  # bytes of result.json; 200 points of a curve have 20,000
 MAX_CANDIDATES: Final = 100  # models that an oracle may leave; each of them is evaluated
-MAX_IMAGES: Final = 100_000  # of a base set
 
 
 Touched = Literal["granted_images", "granted_labels", "read_images", "read_labels"]
@@ -158,30 +154,3 @@ def load_model(path: Path, spec: ArchSpec) -> Classifier:
     model = build_model(spec)
     model.load_state_dict(weights)
     return model
-
-
-def load_base_set(path: Path, spec: ArchSpec) -> dict[str, Tensor]:
-    """The images and labels that a builder has left.
-
-    Args:
-        path: safetensors with ``images`` uint8 ``(N, C, H, W)`` and ``labels`` int64 ``(N,)``.
-        spec: of the model that they are for.
-
-    Raises:
-        HandbackError: something else.
-    """
-    try:
-        _, (count, *_) = check_tensors(path).get("images", ("", (0,)))
-        if not 0 < count <= MAX_IMAGES:
-            raise ValueError(f"expected 1 to {MAX_IMAGES} images, got {count}")
-        with torch.device("meta"):
-            images = torch.empty(count, *spec.image_shape, dtype=torch.uint8)
-            labels = torch.empty(count, dtype=torch.int64)
-        tensors = copy_tensors(path, {"images": images, "labels": labels})
-    except (OSError, ValueError) as error:
-        raise HandbackError(f"its {path.name} cannot be used: {error}") from error
-    kinds = (tensors["images"].dtype, tensors["labels"].dtype)
-    low, high = map(int, tensors["labels"].aminmax())
-    if kinds != (torch.uint8, torch.int64) or low < 0 or high >= spec.num_classes:
-        raise HandbackError(f"expected images uint8, labels from 0 to {spec.num_classes - 1}")
-    return tensors

@@ -32,7 +32,6 @@ from bench.executors import Executor, run_all
 from bench.handback import (
     HandbackError,
     failed,
-    load_base_set,
     load_model,
     read_result,
     specs_of,
@@ -251,14 +250,17 @@ class Harness:
         with self._base_locks[base.key]:
             if (meta := self._base_sets.find(base)) is not None:
                 return meta
-            data = planned.budget.file if base.clean else None
+            data, spec = planned.budget.file if base.clean else None, planned.victim.spec
             result = self._run_child(planned, self._base_job(planned, base), data, work, log)
-            try:
-                if result["status"] == "ok":
-                    made = load_base_set(work / "base-set.safetensors", planned.victim.spec)
+            if result["status"] == "ok":
+                try:
+                    made = base_sets.load(
+                        work / base_sets.IMAGES, spec.image_shape, spec.num_classes
+                    )
+                except UserError as wrong:
+                    result = failed(wrong)
+                else:
                     return self._base_sets.save(base, made, result)
-            except HandbackError as wrong:
-                result = failed(wrong)
             error = result["error"]
             message = f"base set {base.entry.builder.name}: {error['message']}"
             return {**result, "error": {**error, "message": message}, "cost": None}

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.base_sets import IMAGES, BaseSets
+from bench.base_sets import IMAGES, BaseSets, load
 from bench.budgets import Budgets, Manifest, count_of, deal, is_labelled
 from bench.config import Grid
 from bench.harness import Settings
@@ -32,7 +32,6 @@ from zoo.data import DataSet
 from zoo.recipes import VictimRecipe
 from zoo.seeds import generator_of
 from zoo.store import Stored, Zoo
-from zoo.tensors import read_tensors
 
 Kind = Literal["base-set", "clean", "training"]
 
@@ -203,7 +202,7 @@ class Subjects:
         if given is None:
             self._left_out["base sets of a budget that the profile lacks"] += 1
             return None
-        tensors = read_tensors(folder / IMAGES)
+        tensors = load(folder / IMAGES, data.image_shape, data.num_classes)
         images, labels = tensors["images"], tensors["labels"]
         made = without(images, given[1])
         builder = self._registry.bases[inputs["builder"]].builder

@@ -6,6 +6,7 @@ Each surrogate, material and prior is built once and found again by the hash of 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,13 +14,18 @@ from torch import Tensor
 
 from zoo.asset_recipes import AssetRecipe, PriorRecipe, SurrogateRecipe
 from zoo.errors import StorageError, UserError
-from zoo.files import file_digest, write_atomic
-from zoo.models import ArchSpec, Classifier, build_model
-from zoo.prior import PriorNets, load_prior
+from zoo.files import file_digest, read_json, write_atomic
+from zoo.models import ArchSpec, Classifier, build_model, shapes_of
+from zoo.prior import PriorNets, load_prior, prior_shapes
 from zoo.store import load_weights
 from zoo.tensors import read_tensors, save_tensors
 
 _TENSORS: Final = "tensors.safetensors"
+
+
+def _facts(recipe: AssetRecipe) -> dict[str, Any]:
+    """What ``asset.json`` says of a recipe, for readers who do not know recipes."""
+    return {"schema": 1, "label": recipe.label, "recipe_hash": recipe.hash()}
 
 
 class AssetStore:
@@ -41,9 +47,13 @@ class AssetStore:
         path = self.folder(recipe) / "asset.json"
         if not path.exists():
             return None
+        from zoo.metadata import check_asset  # pydantic, which a child that defends does not need
+
         try:
-            meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return meta if meta["recipe_hash"] == recipe.hash() else None
+            meta = read_json(path)
+            if meta["recipe_hash"] != recipe.hash():
+                return None
+            return check_asset(meta, _facts(recipe))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"cannot read {path}: {error}. Delete the folder and build again"
@@ -55,10 +65,8 @@ class AssetStore:
         save_tensors({k: v.detach().cpu() for k, v in tensors.items()}, folder / _TENSORS)
         meta = {
             **meta,
-            "schema": 1,
-            "label": recipe.label,
+            **_facts(recipe),
             "recipe": recipe.to_dict(),
-            "recipe_hash": recipe.hash(),
             "tensors_sha256": file_digest(folder / _TENSORS),
         }
         text = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -71,8 +79,14 @@ class AssetStore:
         """Where its tensors lie."""
         return self.folder(recipe) / _TENSORS
 
-    def tensors(self, recipe: AssetRecipe) -> dict[str, Tensor]:
+    def tensors(
+        self, recipe: AssetRecipe, like: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """The tensors of a built asset.
+
+        Args:
+            recipe: the asset's.
+            like: tensors of the names and shapes that they must have, where these are known.
 
         Raises:
             UserError: not built, damaged, or not what its metadata says.
@@ -81,7 +95,7 @@ class AssetStore:
         if meta is None:
             raise UserError(f"{recipe.label}: not built yet; run: bench build-zoo")
         path = self.path_of(recipe)
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, like)
         if file_digest(path) != meta["tensors_sha256"]:
             raise UserError(f"{path} is not what asset.json says. Delete the folder, build again")
         return tensors
@@ -89,15 +103,17 @@ class AssetStore:
     def surrogate(self, recipe: SurrogateRecipe) -> Classifier:
         """A built surrogate, in eval mode, on the CPU."""
         meta = self.find(recipe)
-        tensors = self.tensors(recipe)
-        assert meta is not None  # tensors() has found it
-        model = build_model(ArchSpec.from_dict(meta["spec"]))
+        if meta is None or meta.get("spec") is None:
+            raise UserError(f"{recipe.label}: not built yet; run: bench build-zoo")
+        spec = ArchSpec.from_dict(meta["spec"])
+        tensors = self.tensors(recipe, shapes_of(spec))
+        model = build_model(spec)
         load_weights(model, tensors, str(self.folder(recipe)))
         return model
 
     def prior(self, recipe: PriorRecipe) -> PriorNets:
         """A built prior, in eval mode, on the CPU."""
         try:
-            return load_prior(recipe.spec, self.tensors(recipe))
+            return load_prior(recipe.spec, self.tensors(recipe, prior_shapes(recipe.spec)))
         except RuntimeError as error:
             raise UserError(f"{self.folder(recipe)}: {error}") from error

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.tensors import save_tensors
+from zoo.errors import UserError
+from zoo.tensors import read_tensors, save_tensors
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 SHARE: Final = 0.02  # of a training's time that may go into saving
@@ -69,8 +68,8 @@ class Checkpoint:
     def load(self) -> dict[str, Tensor] | None:
         """What was saved last, None where there is nothing to go on from."""
         try:
-            tensors = load_file(self._path)
-        except (OSError, SafetensorError):
+            tensors = read_tensors(self._path)
+        except UserError:
             return None
         seal = tensors.pop(_SEAL, None)
         # safetensors sees a file that is too short, but no byte that has changed.

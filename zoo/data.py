@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.augment import Augmentation
@@ -21,6 +19,7 @@ from zoo.errors import UserError
 from zoo.models import ArchSpec
 from zoo.sets import EMBEDDED, facts_of, read_own
 from zoo.sources import (
+    SIDE,
     ImageSet,
     SplitName,
     parquet_files,
@@ -29,7 +28,7 @@ from zoo.sources import (
     read_torchvision,
 )
 from zoo.splits import carve
-from zoo.tensors import save_tensors
+from zoo.tensors import read_tensors, save_tensors
 
 CACHE_VERSION: Final = 1
 SIGNS_TRAIN: Final = 10_000
@@ -122,6 +121,8 @@ class Library:
         if test is None:
             train, test = carve(train)
         labels = torch.cat([train.labels, test.labels])
+        if facts.classes and int(labels.max()) >= facts.classes:
+            raise UserError(f"{name} has {facts.classes} classes, but a label {int(labels.max())}")
         return DataSet(
             name=name,
             train=train,
@@ -160,8 +161,8 @@ class Library:
         path = self.cache / "decoded" / f"v{CACHE_VERSION}-{key}.safetensors"
         if path.exists():
             try:
-                return ImageSet(**load_file(path))
-            except (SafetensorError, TypeError, OSError):
+                return _image_set(read_tensors(path))
+            except (UserError, TypeError, ValueError):
                 path.unlink(missing_ok=True)  # a cache is disposable: decode again
         made = make()
         if isinstance(made, ImageSet):
@@ -178,6 +179,23 @@ class Library:
             "Face image layout) or in torchvision's layout, and pass --data FOLDER or set "
             "BENCH_DATA; or use --dataset signs, which needs no data"
         )
+
+
+def _image_set(tensors: dict[str, Tensor]) -> ImageSet:
+    """What a cache holds, if it is one.
+
+    Raises:
+        TypeError: other tensors.
+        ValueError: tensors that are no images, or no labels.
+    """
+    found = ImageSet(**tensors)
+    count, sides = len(found.images), (3, SIDE, SIDE)
+    indices = (found.labels, found.groups)
+    if found.images.dtype != torch.uint8 or found.images.shape != (count, *sides):
+        raise ValueError("no images")
+    if any(v.dtype != torch.int64 or v.shape != (count,) for v in indices):
+        raise ValueError("no labels")
+    return found
 
 
 def _embedded(name: str, split: SplitName) -> ImageSet | None:

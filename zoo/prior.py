@@ -161,6 +161,12 @@ def build_prior(spec: PriorSpec, generator: torch.Generator) -> PriorNets:
     return nets
 
 
+def prior_shapes(spec: PriorSpec) -> dict[str, Tensor]:
+    """The tensors of a prior without their content, for which no memory is taken."""
+    with torch.device("meta"):
+        return PriorNets(spec=spec, generator=Generator(spec), critic=Critic(spec)).tensors()
+
+
 def load_prior(spec: PriorSpec, tensors: dict[str, Tensor]) -> PriorNets:
     """A trained prior from :meth:`PriorNets.tensors`, on the CPU, in eval mode, without gradients.
 

@@ -7,8 +7,7 @@ Nothing here caches; :mod:`zoo.data` does.
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,13 +15,20 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files import parse_json
 
 SplitName = Literal["train", "test"]
 SIDE: Final = 32  # every set is used at 32x32
+FORMATS: Final = ("PNG", "JPEG", "PPM", "BMP", "WEBP")
+MAX_PIXELS: Final = 2**24  # of an image, 4096x4096: 64 MB while it is decoded
+MAX_FILE: Final = 2**24  # bytes of an image as it is stored
+MAX_IMAGES: Final = 500_000  # of a set: 1.5 GB decoded; Tiny-ImageNet has 100,000
+MAX_CLASSES: Final = 10_000
+_ROWS: Final = 256  # that are read at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,31 +77,69 @@ def read_parquet(files: Sequence[Path], tracks: bool) -> ImageSet:
         UserError: damaged, or other columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    encoded: list[bytes] = []
-    labels: list[int] = []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.int64]] = []
     paths: list[str] = []
     for file in files:
         try:
-            table = pq.read_table(file)
-            image = table.column(_column(file, table.column_names, ("image", "img")))
-            label = _column(file, table.column_names, ("label", "labels", "fine_label"))
-            rows = image.to_pylist()
-            encoded += [row["bytes"] for row in rows]
-            paths += [row.get("path") or "" for row in rows]
-            labels += table.column(label).to_pylist()
-        except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError) as error:
+            for image, label in _batches(file, tracks):
+                images.append(_images(image.field("bytes"), sum(map(len, labels))))
+                labels.append(_labels(label))
+                paths += image.field("path").to_pylist() if tracks else ()
+                if sum(map(len, labels)) > MAX_IMAGES:
+                    raise ValueError(f"more than {MAX_IMAGES:,} images")
+        except (UserError, pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"cannot read {file}: {_first_line(error)}. Expected the Hugging Face image layout "
                 "(image = struct<bytes, path>, label = int). Is the file complete? Copy it again"
             ) from error
-    names = [path.rsplit("_", 1)[0] for path in paths] if tracks else None
-    try:
-        images = decode(encoded)
-    except UserError as error:
-        raise UserError(f"cannot read {files[0]}: {error}") from error
-    return image_set(images, np.asarray(labels, dtype=np.int64), names)
+    if not labels:
+        raise UserError(f"cannot read {files[0]}: it holds no image")
+    names = [(path or "").rsplit("_", 1)[0] for path in paths] if tracks else None
+    return image_set(np.concatenate(images), np.concatenate(labels), names)
+
+
+def _batches(file: Path, tracks: bool) -> Iterator[tuple[Any, Any]]:
+    """Images and labels, a few at a time: a table whole could be a thousand times its file.
+
+    For the same reason an image that many rows share is kept once ("dictionary"), and paths are
+    read only where they are needed.
+    """
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(file).names
+    image = _column(file, names, ("image", "img"))
+    label = _column(file, names, ("label", "labels", "fine_label"))
+    wanted = [f"{image}.bytes", label, *([f"{image}.path"] if tracks else ())]
+    with pq.ParquetFile(file, read_dictionary=wanted[:1]) as parquet:
+        for batch in parquet.iter_batches(_ROWS, columns=wanted):
+            yield batch.column(image), batch.column(label)
+
+
+def _images(column: Any, done: int) -> NDArray[np.uint8]:  # noqa: ANN401 (pyarrow has no types)
+    """``uint8 (N, 32, 32, 3)`` of a column of files; ``done`` images came before."""
+    import pyarrow.compute as pc
+
+    if (pc.max(pc.binary_length(column.dictionary)).as_py() or 0) > MAX_FILE:
+        raise ValueError(f"an image of more than {MAX_FILE:,} bytes")
+    images = np.empty((len(column), SIDE, SIDE, 3), dtype=np.uint8)
+    for n, value in enumerate(column):
+        if (data := value.as_py()) is None:
+            raise ValueError(f"row {done + n} holds no image")
+        images[n] = open_image(io.BytesIO(data), f"image {done + n}")
+    return images
+
+
+def _labels(column: Any) -> NDArray[np.int64]:  # noqa: ANN401 (pyarrow has no types)
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ValueError(f"expected a label in every row, got {column.type} with gaps")
+    labels: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    if len(labels) and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
+        raise ValueError(f"expected labels from 0 to {MAX_CLASSES - 1}, got {labels.max()}")
+    return labels
 
 
 def _column(file: Path, present: Sequence[str], wanted: Sequence[str]) -> str:
@@ -107,21 +151,19 @@ def _column(file: Path, present: Sequence[str], wanted: Sequence[str]) -> str:
     )
 
 
-def decode(encoded: Sequence[bytes]) -> NDArray[np.uint8]:
-    """Image files in memory to ``uint8 (N, 32, 32, 3)``; other sizes are resized."""
-    images = np.empty((len(encoded), SIDE, SIDE, 3), dtype=np.uint8)
-    for i, data in enumerate(encoded):
-        images[i] = open_image(io.BytesIO(data), f"image {i}")
-    return images
-
-
 def open_image(source: io.BytesIO | Path, name: str) -> NDArray[np.uint8]:
-    """One image file as ``uint8 (32, 32, 3)``."""
+    """One image file as ``uint8 (32, 32, 3)``; another size is resized.
+
+    Raises:
+        UserError: not one of the usual formats (some others run programs), damaged, or too large.
+    """
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:  # known before anything is decoded
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
             rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is not an image that can be decoded") from error
+    except Exception as error:  # decoders raise what they like; SyntaxError, for one
+        raise UserError(f"{name} is not an image that can be decoded: {error!s:.200}") from error
     if rgb.size != (SIDE, SIDE):
         rgb = rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=None)
     return np.asarray(rgb)
@@ -225,18 +267,23 @@ def read_folder(root: Path, split: SplitName) -> ImageSet | None:
     ]
     if len(classes) < 2 or not found:
         raise UserError(f"folder:{root}: expected at least two class folders with images in {base}")
+    if len(found) > MAX_IMAGES or len(classes) > MAX_CLASSES:
+        raise UserError(f"folder:{root}: more than {MAX_IMAGES:,} images or {MAX_CLASSES} classes")
     images = np.stack([open_image(path, str(path)) for path, _ in found])
     return image_set(images, np.asarray([label for _, label in found], np.int64), None)
 
 
 def class_names(files: Sequence[Path]) -> list[str]:
     """Class names from the Hugging Face schema of a Parquet file; empty where it has none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata = (pq.read_schema(files[0]).metadata or {}).get(b"huggingface")
-    features = json.loads(metadata)["info"]["features"] if metadata else {}
-    names = features.get("label", {}).get("names", [])
-    return [str(name) for name in names]
+    try:
+        metadata = (pq.read_schema(files[0]).metadata or {})[b"huggingface"]
+        names = parse_json(metadata)["info"]["features"]["label"]["names"]
+        return [str(name) for name in names]
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from attacks import Assets, Attack
 from zoo.errors import StorageError, UserError
-from zoo.files import file_digest, write_atomic
-from zoo.models import ArchSpec, Classifier, build_model
+from zoo.files import file_digest, read_json, write_atomic
+from zoo.models import ArchSpec, Classifier, build_model, shapes_of
 from zoo.recipes import VictimRecipe, make_attack
 from zoo.tensors import read_tensors, save_tensors
 
@@ -52,8 +52,12 @@ class Stored:
 
     def model(self) -> Classifier:
         """The classifier with its weights, in eval mode, on the CPU."""
-        model = build_model(self.spec)
-        load_weights(model, read_tensors(self.weights_path), str(self.weights_path))
+        path, spec = self.weights_path, self.spec
+        weights = read_tensors(path, shapes_of(spec))
+        if file_digest(path) != self.hash:
+            raise UserError(f"{path} is not what victim.json says. Delete the folder, build again")
+        model = build_model(spec)
+        load_weights(model, weights, str(path))
         return model
 
     def attack(self) -> tuple[Attack, Assets]:
@@ -72,7 +76,9 @@ class Stored:
                 f"{path} is not the trigger of this victim. Delete the folder, build again"
             )
         assets.pop("none", None)
-        return make_attack(attack["name"], attack["params"]), assets
+        made = make_attack(attack["name"], attack["params"])
+        _try_out(made, assets, self.spec, path)
+        return made, assets
 
 
 class Zoo:
@@ -95,16 +101,17 @@ class Zoo:
         path = folder / "victim.json"
         if not path.exists():
             return None
+        from zoo.metadata import check_victim  # pydantic, which a child that defends does not need
+
         try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            fits = meta["recipe_hash"] == recipe.hash()
+            meta = read_json(path)
+            if meta["recipe_hash"] != recipe.hash():
+                return None
+            return Stored(folder=folder, meta=check_victim(meta, _facts(recipe)))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"cannot read {path}: {error}. Delete the folder and build again"
             ) from error
-        if not fits:
-            return None
-        return Stored(folder=folder, meta=meta)
 
     def save(
         self,
@@ -124,16 +131,8 @@ class Zoo:
             meta = {**meta, "trigger_sha256": file_digest(folder / "trigger.safetensors")}
         meta = {
             **meta,
-            "schema": 1,
-            "label": recipe.label,
-            "dataset": recipe.dataset,
-            "arch": recipe.arch_label,
-            "attack": recipe.attack_label,
-            "label_rule": "none" if recipe.attack is None else recipe.attack.label_rule,
-            "poison_rate": 0.0 if recipe.attack is None else recipe.attack.poison_rate,
-            "seed": recipe.seed,
+            **_facts(recipe),
             "recipe": recipe.to_dict(),
-            "recipe_hash": recipe.hash(),
             "spec": model.spec.to_dict(),
             "weights_sha256": file_digest(folder / "weights.safetensors"),
         }
@@ -147,6 +146,35 @@ class Zoo:
         except OSError as error:
             raise StorageError(f"cannot write {folder}: {error}. Is the disk full?") from error
         return Stored(folder=folder, meta=meta)
+
+
+def _facts(recipe: VictimRecipe) -> dict[str, Any]:
+    """What ``victim.json`` says of a recipe, for readers who do not know recipes."""
+    return {
+        "schema": 1,
+        "label": recipe.label,
+        "dataset": recipe.dataset,
+        "arch": recipe.arch_label,
+        "attack": recipe.attack_label,
+        "label_rule": "none" if recipe.attack is None else recipe.attack.label_rule,
+        "poison_rate": 0.0 if recipe.attack is None else recipe.attack.poison_rate,
+        "seed": recipe.seed,
+        "recipe_hash": recipe.hash(),
+    }
+
+
+def _try_out(attack: Attack, assets: Assets, spec: ArchSpec, path: Path) -> None:
+    """Stamps one image: what a trigger's tensors must be like, only the attack knows."""
+    image = torch.zeros(1, *spec.image_shape, dtype=torch.uint8)
+    try:
+        stamped = attack.trigger(image, assets)
+        fits = stamped.shape == image.shape and stamped.dtype == image.dtype
+    except Exception as error:  # whatever an attack does with tensors that are not its own
+        raise UserError(
+            f"{path} is no trigger of {attack.name}: {error}. Delete the folder, build again"
+        ) from error
+    if not fits:
+        raise UserError(f"{path} is no trigger of {attack.name}. Delete the folder, build again")
 
 
 def load_weights(model: Classifier, weights: dict[str, Tensor], name: str) -> None:

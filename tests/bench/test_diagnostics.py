@@ -2,6 +2,7 @@
 measurement made twice, a number of one set beside the name of another."""
 
 import csv
+import dataclasses
 import functools
 import json
 import shutil
@@ -17,6 +18,7 @@ from bench.base_sets import BaseSets
 from bench.config import load_profile
 from bench.measurements import measured
 from bench.plan import plan_cells
+from bench.records import Cost
 from bench.registry import Registry
 from bench.selection import Selection, select
 from bench.subjects import ProbedSet, Subjects, without
@@ -26,6 +28,7 @@ from zoo.data import Library
 from zoo.stability import Probe
 from zoo.trigger_detector import DetectorSchedule
 
+COST = Cost(seconds=1.0, images_forward=1, images_backward=1, peak_rss=1)
 BUDGETS = ("0", "20")
 
 
@@ -47,7 +50,7 @@ def stock(root, data, profile, defense, budget):
             images = torch.cat([images, given["images"]])
             labels = torch.cat([labels, given["labels"]])
         made = {"images": images, "labels": labels}
-        BaseSets(root).save(base, made, {"cost": {}, "curve": []})
+        BaseSets(root).save(base, made, {"cost": dataclasses.asdict(COST), "curve": []})
 
 
 @pytest.fixture(scope="module")

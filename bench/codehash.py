@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import inspect
 import io
 import tokenize
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +72,11 @@ def code_hash(path: Path) -> str:
         digest.update(f"{file.parent.name}/{file.name}\x00".encode() if file != path else b"\x00")
         digest.update(code_tokens(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
+
+
+def file_of(function: Callable[..., object]) -> Path:
+    """Where a function is written; not where ``torch.no_grad()`` is, if that is around it."""
+    return Path(inspect.unwrap(function).__code__.co_filename)
 
 
 @functools.cache

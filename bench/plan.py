@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from bench.base_sets import SCHEMA as BASE_SET_SCHEMA
 from bench.base_sets import PlannedBase, refusal
 from bench.budgets import TRAINING_SET, Budget, Budgets, Manifest, training_budget
-from bench.codehash import file_hashes
+from bench.codehash import file_hashes, file_of
 from bench.config import Evasion, Grid, Profile
 from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
@@ -142,6 +142,16 @@ def cells_per_victim(profile: Profile, registry: Registry) -> int:
     return tokens * len(profile.defense_seeds)
 
 
+def cells_to_come(profile: Profile, registry: Registry) -> list[tuple[str, bool]]:
+    """The cells that one more victim adds: of which defense, and whether anything will run."""
+    return [
+        (name, not isinstance(entry, Broken) and not (token == "0" and why_not(entry.needs, 0, 0)))
+        for name, entry, _ in _defenses(profile, registry)
+        for token in _tokens(profile, entry)
+        for _ in profile.defense_seeds
+    ]
+
+
 def _defenses(
     profile: Profile, registry: Registry
 ) -> list[tuple[str, Entry | Broken, dict[str, Any]]]:
@@ -239,7 +249,7 @@ def sources_of(entry: Entry | Broken) -> dict[str, str]:
     if isinstance(entry, Broken):
         return {}
     methods = [entry.defense.run, *([] if entry.base is None else [entry.base.builder.run])]
-    found = [file_hashes(Path(method.__code__.co_filename)) for method in methods]
+    found = [file_hashes(file_of(method)) for method in methods]
     return {name: sha for files in found for name, sha in sorted(files.items())}
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from bench.codehash import code_hash
+from bench.codehash import code_hash, file_of
 from bench.plugins import Reference
 from defenses import ALL, BASE_SETS, BaseSet, Defense
 from zoo.adoption import Source
@@ -287,7 +287,7 @@ class Registry:
             builder=builder,
             origin=origin,
             reference=reference,
-            code_sha256=code_hash(_source_of(builder)),
+            code_sha256=code_hash(file_of(builder.run)),
         )
 
     def _add(self, defense: Defense, origin: str, reference: Reference) -> None:
@@ -300,7 +300,7 @@ class Registry:
             defense=defense,
             origin=origin,
             reference=reference,
-            code_sha256=code_hash(_source_of(defense)),
+            code_sha256=code_hash(file_of(defense.run)),
         )
 
     def _add_broken(self, name: str, origin: str, error: Exception, sha: str) -> None:
@@ -411,7 +411,3 @@ def _scalar(text: str) -> Any:  # noqa: ANN401 (a JSON scalar)
 
 def _module_reference(defense: Defense | BaseSet) -> Reference:
     return Reference(module=defense.run.__module__, attribute=defense.run.__name__)
-
-
-def _source_of(defense: Defense | BaseSet) -> Path:
-    return Path(defense.run.__code__.co_filename)

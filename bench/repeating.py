@@ -28,6 +28,7 @@ from bench.staleness import Difference, differences, not_found, replanner
 from bench.verbs import Request, check_device
 
 ENVIRONMENT: Final = ("python", "torch", "device", "gpu", "cpu", "precision")
+PATIENCE: Final = 10  # times the limit of a cell that did not reach it
 LEAST_SEEDS: Final = 3  # fewer have no spread to speak of
 # What counts as the same where there is none, and never less: as in the paired comparisons.
 POINTS: Final = 2.0  # of score
@@ -90,8 +91,7 @@ def repro(request: Request, cell: str, json_output: bool) -> int:
         plans = replanner(request, root, scratch)
         planned = plans.plan(record)
         # No profile is known, nor needed: these two parts are all that a single cell asks of one.
-        limits = Limits(**record.env.get("limits", {}))
-        profile = Profile.model_construct(limits=limits, evasion=evasion_of(record))
+        profile = Profile.model_construct(limits=limits_of(record), evasion=evasion_of(record))
         settings = Settings(
             root=root,
             profile=profile,
@@ -108,6 +108,13 @@ def repro(request: Request, cell: str, json_output: bool) -> int:
     show = _show_json if json_output else _show
     show(record, again, planned, figures, found, verdict)
     return DRIFT if verdict == "DRIFTED" else OK
+
+
+def limits_of(record: Record) -> Limits:
+    """Those that the record ran under; more time where it needed less, for slower machines."""
+    limits = Limits(**record.env.get("limits", {}))
+    patience = 1 if record.status == "timeout" else PATIENCE
+    return limits.model_copy(update={"seconds": patience * limits.seconds})
 
 
 def device_of(record: Record) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.codehash import code_hash, code_tokens
+from bench.codehash import code_hash, code_tokens, file_hashes, file_of
+from defenses import ALL, BASE_SETS
 
 SOURCE = '''
 """Docstring."""
@@ -82,6 +83,24 @@ def test_a_built_in_depends_on_the_training_loop_but_not_on_other_defenses():
     closure = {p.name for p in codehash._closure((folder / "ft.py").resolve())}
     assert {"ft.py", "base.py", "train.py", "models.py", "augment.py"} <= closure
     assert not closure & {"ibau.py", "bcu.py", "clp.py", "__init__.py"}
+
+
+@pytest.mark.parametrize("method", [*ALL, *BASE_SETS], ids=lambda method: method.name)
+def test_a_built_in_is_hashed_where_it_is_written_not_where_a_decorator_is(method):
+    file = file_of(method.run)
+    assert file.parent.name == "defenses"
+    assert f"defenses/{file.name}" in file_hashes(file)
+
+
+def test_hashes_of_files_tell_which_has_changed_and_name_no_folder_above(tmp_path):
+    write(tmp_path, plugin="import helper\nfrom zoo import augment\n", helper="A = 1\n")
+    first = file_hashes(tmp_path / "plugin.py")
+    assert first.keys() == {"plugin.py", "helper.py", "zoo/augment.py"}
+    assert all(len(sha) == 12 for sha in first.values())
+    file_hashes.cache_clear()
+    write(tmp_path, helper="A = 2\n", plugin="import helper  # why\nfrom zoo import augment\n")
+    second = file_hashes(tmp_path / "plugin.py")
+    assert {name for name in first if first[name] != second[name]} == {"helper.py"}
 
 
 def test_broken_code_is_a_syntax_error():

@@ -277,13 +277,16 @@ def status(
     root: RootOption = None,
     data: DataOption = None,
     plugin: PluginOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="follow a run from another terminal until it is done")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Count fresh, stale, missing and failed cells."""
     from bench import verbs
 
     request = request_of({**locals(), "everything": True})
-    leave(verbs.status(request, json_output))
+    leave(verbs.status(request, watch, json_output))
 
 
 @app.command()
@@ -294,6 +297,10 @@ def doctor(
     from bench import inspection
 
     leave(inspection.doctor(root, data, json_output))
+
+
+import bench.cli_plugins  # noqa: E402, F401
+import bench.cli_sharing  # noqa: E402, F401 (its verbs come after those above)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 _CONNECT_SECONDS: Final = 10
+_WORKER_SECONDS: Final = 30  # for workers that have just been started
 
 
 class Cluster:
@@ -69,7 +70,7 @@ class Cluster:
             UserError: there is none, or one has other code or lacks a file.
         """
         with contextlib.suppress(TimeoutError):
-            self._client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            self._client.wait_for_workers(1, timeout=_WORKER_SECONDS)
         if not self.workers():
             raise UserError(f"the scheduler has no worker. {HOW_TO_START}")
         if not self.slots():

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.building import ZooState
+from bench.durations import BUILDING, Durations, Forecast, Work
 from bench.harness import Settings
-from bench.plan import PlannedCell, cells_per_victim, plan_cells, states
-from bench.progress import duration
+from bench.plan import PlannedCell, cells_per_victim, cells_to_come, plan_cells, states
 from bench.records import Record, read_all
-from bench.registry import Registry
+from bench.registry import Broken, Registry
+from zoo.recipes import VictimRecipe
 
 BYTES_PER_RECORD: Final = 4_096  # one file system block; 400 test records took 2.8 kB each
 
@@ -42,7 +43,9 @@ def show_plan(
         if what in ("stale", "missing") or again:
             to_run.append(planned)
     unbuilt = per_victim * len(missing)
-    low, high = estimate(to_run, unbuilt, records, settings.jobs)
+    works = works_of(settings, registry, to_run, missing)
+    time = forecast(settings, state, works, records)
+    known = time.known
     plan: dict[str, Any] = {
         "profile": settings.profile.name,
         "victims": {
@@ -54,8 +57,10 @@ def show_plan(
         "cells": {name: dict(counts) for name, counts in table.items()},
         "cells_to_run": len(to_run) + unbuilt,
         "cells_on_unbuilt_victims": unbuilt,
-        "seconds_low": low,
-        "seconds_high": high,
+        "seconds_low": None if known is None else round(known.low, 1),
+        "seconds_median": None if known is None else round(known.median, 1),
+        "seconds_high": None if known is None else round(known.high, 1),
+        "unknown": time.unknown,
         "disk_bytes": (len(to_run) + unbuilt) * BYTES_PER_RECORD,
         "disk_free_bytes": shutil.disk_usage(_existing_parent(settings.root)).free,
         "unreadable_records": len(problems),
@@ -63,13 +68,13 @@ def show_plan(
     if json_output:
         print(json.dumps(plan, indent=1))
         return 0
-    _print_plan(plan, table)
+    _print_plan(plan, table, time)
     for problem in problems:
         print(f"bench: {problem}", file=sys.stderr)
     return 0
 
 
-def _print_plan(plan: dict[str, Any], table: dict[str, Counter[str]]) -> None:
+def _print_plan(plan: dict[str, Any], table: dict[str, Counter[str]], time: Forecast) -> None:
     from tabulate import tabulate
 
     v = plan["victims"]
@@ -82,36 +87,52 @@ def _print_plan(plan: dict[str, Any], table: dict[str, Counter[str]]) -> None:
     if table:
         rows = [[name, *(counts[c] for c in columns)] for name, counts in table.items()]
         print(tabulate(rows, ["defense", *columns], disable_numparse=True))
-    span = (
-        "?"
-        if plan["seconds_low"] is None
-        else (f"{duration(plan['seconds_low'])} to {duration(plan['seconds_high'])}")
-    )
     on_unbuilt = plan["cells_on_unbuilt_victims"]
     also = f" ({on_unbuilt} of them on victims to be built)" if on_unbuilt else ""
     print(
-        f"{plan['cells_to_run']} cells to run{also}: {span}, "
+        f"{plan['cells_to_run']} cells to run{also}: {time}; "
         f"{plan['disk_bytes'] / 1e6:.1f} MB of {plan['disk_free_bytes'] / 1e9:.0f} GB free"
     )
 
 
-def estimate(
-    to_run: Sequence[PlannedCell], unbuilt: int, records: Sequence[Record], jobs: int
-) -> tuple[float | None, float | None]:
-    """A time range in seconds learnt from records of the same defense; None where none tells.
+def works_of(
+    settings: Settings,
+    registry: Registry,
+    cells: Sequence[PlannedCell],
+    unbuilt: Sequence[VictimRecipe],
+) -> list[Work]:
+    """What takes time of some cells, and of those on victims that are not built."""
+    works = [
+        Work(name=c.cell.defense, arch=c.cell.arch, dataset=c.cell.dataset)
+        for c in cells
+        if not c.not_applicable and not isinstance(c.entry, Broken)
+    ]
+    for recipe in unbuilt:
+        works += [
+            Work(name=name, arch=recipe.arch_label, dataset=recipe.dataset)
+            for name, runs in cells_to_come(settings.profile, registry)
+            if runs
+        ]
+    return works
 
-    The range is half to twice the mean: what other cells of the same defense took.
-    """
-    seconds: dict[str, list[float]] = {}
-    for record in records:
-        if record.cost is not None:
-            seconds.setdefault(record.cell.defense, []).append(record.cost.seconds)
-    if unbuilt or any(planned.cell.defense not in seconds for planned in to_run):
-        return None, None
-    total = sum(sum(seconds[p.cell.defense]) / len(seconds[p.cell.defense]) for p in to_run) / max(
-        1, jobs
-    )
-    return round(total / 2, 1), round(total * 2, 1)
+
+def forecast(
+    settings: Settings, state: ZooState, works: Sequence[Work], records: Sequence[Record]
+) -> Forecast:
+    """What cells and the building of the zoo would take, as records and built victims tell."""
+    durations = Durations(records, settings.device.partition(":")[0])
+    for stored in state.built:
+        meta = stored.meta
+        place = Work(name=BUILDING, arch=meta["arch"], dataset=meta["dataset"])
+        if (seconds := meta.get("training", {}).get("seconds")) and seconds > 0:
+            durations.learn(place, seconds)
+    building = [
+        Work(name=BUILDING, arch=recipe.arch_label, dataset=recipe.dataset)
+        if isinstance(recipe, VictimRecipe)
+        else Work(name=f"{BUILDING}'s assets", arch="", dataset="")
+        for recipe in state.to_build
+    ]
+    return durations.forecast([*building, *works], max(1, settings.jobs))
 
 
 def _existing_parent(path: Path) -> Path:

@@ -58,7 +58,7 @@ class Progress(Watcher):
         if self._live is not None:
             self._live.__exit__(None, None, None)
         if self._done:
-            seconds = time.monotonic() - self._started
+            seconds = self._elapsed()
             text = f"{self._title}: {self._done} done in {duration(seconds)}"
             failed = f", {self._failed} failed" if self._failed else ""
             print(text + failed, file=sys.stderr, flush=True)
@@ -98,10 +98,10 @@ class Progress(Watcher):
             return "now"
         if self._done < self._jobs:
             return "?"
-        pace = (time.monotonic() - self._started) / self._done
-        spread = 0.5 / max(1, self._done) ** 0.5
-        low, high = left * pace * (1 - spread), left * pace * (1 + spread)
-        return f"{duration(low)}-{duration(high)}"
+        return " to ".join(map(duration, eta_range(left, self._done, self._elapsed())))
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
 
     def __rich__(self) -> Group:
         """What the terminal shows now."""
@@ -120,6 +120,12 @@ class Progress(Watcher):
                 for label, begun, share in self._running.values()
             ]
             return Group(bar, *lines)
+
+
+def eta_range(left: int, done: int, elapsed: float) -> tuple[float, float]:
+    """Seconds that the rest will take at the pace so far; wide while few are done."""
+    pace, spread = elapsed / done, 0.5 / done**0.5
+    return left * pace * (1 - spread), left * pace * (1 + spread)
 
 
 def _part(share: Share) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bench.launcher import Launcher
     from bench.plan import PlannedCell
 
+_LOOK_SECONDS: Final = 1.0  # between two looks whether a task is still wanted
 _PACKAGES: Final = ("attacks", "bench", "defenses", "zoo")
 
 
@@ -132,7 +133,7 @@ def run_cell(told: dict[str, Any], key: str, cell: dict[str, Any]) -> str:
     """
     from bench.records import Cell, text_of
 
-    with _planned(told) as plan:
+    with _planned(told) as plan, _unless_orphaned(told["run"]):
         planned = plan.cells.get(key)
         if planned is None:
             raise UserError(
@@ -230,9 +231,13 @@ def run_job(
             _unpack(sources, scratch / "plugin")
             name = Path(job["reference"]["file"]).name
             job = {**job, "reference": {**job["reference"], "file": str(scratch / "plugin" / name)}}
-        launcher = _launcher(run, target)
-        ended = launcher.run(job, cwd=work, log=log, seconds=seconds, memory=memory)
-        left = [path for path in work.iterdir() if path.is_file() and path.name not in files]
+        with _unless_orphaned(run):
+            ended = _launcher(run, target).run(
+                job, cwd=work, log=log, seconds=seconds, memory=memory
+            )
+        # No link is followed: a defense could send a file of this machine to the driver.
+        plain = (path for path in work.iterdir() if path.is_file() and not path.is_symlink())
+        left = [path for path in plain if path.name not in files]
         return {
             "exit": dataclasses.asdict(ended),
             "log": log.read_bytes() if log.exists() else b"",
@@ -258,6 +263,28 @@ def _launcher(run: str, target: str) -> Launcher:
         if target not in launchers:
             launchers[target] = Launcher(target)
         return launchers[target]
+
+
+@contextlib.contextmanager
+def _unless_orphaned(run: str) -> Iterator[None]:
+    """Ends the run in this process when nobody waits for the task any more: its driver is gone."""
+    from distributed import get_worker
+
+    worker, done = get_worker(), threading.Event()
+    name = worker.get_current_task()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            task = worker.state.tasks.get(name)
+            if task is None or task.state == "cancelled":
+                _end(run)
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _refuse_halted(run: str) -> None:

@@ -16,11 +16,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from bench.building import zoo_state
+from bench.ending import summary
 from bench.forecast import show_plan
 from bench.plan import PlannedCell, existing, plan_cells
 from bench.registry import Broken, Entry, Registry, parse_spec
 from bench.sweeps import Scalar, Sweep, bare, in_order, remember
-from bench.verbs import Request, build_missing, nothing_to_run, prepare, run_cells, summary
+from bench.verbs import Request, build_missing, nothing_to_run, prepare, run_cells
 from zoo.errors import UserError
 
 
@@ -49,7 +50,7 @@ def sweep(
     remember(settings.root, sweep_of(defense, param, cells))
     records, ran = run_cells(settings, cells)
     draw(settings.root, json_output)
-    return summary(records, ran, failures)
+    return summary(request, records, ran, failures)
 
 
 def texts_of(text: str, param: str, values: str, registry: Registry) -> list[str]:

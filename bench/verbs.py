@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from tabulate import tabulate
 from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
 from bench.config import Profile, load_profile
+from bench.ending import summary
 from bench.environment import cores, default_device
 from bench.executors import Executor, check_executor
 from bench.forecast import show_plan
 from bench.harness import Harness, Settings
 from bench.plan import PlannedCell, plan_cells
 from bench.progress import Progress
-from bench.records import FAILED, Record
+from bench.records import Record
 from bench.registry import Registry
 from bench.rendering import render, root_of
 from bench.selection import Selection, select
@@ -216,7 +216,8 @@ def run(request: Request, dry_run: bool, json_output: bool) -> int:
         return nothing_to_run()
     records, ran = run_cells(settings, cells)
     render(settings.root, json_output, profile=Path(request.profile).name)
-    return summary(records, ran, failures)
+    board = settings.root / "leaderboard" / "leaderboard.html"
+    return summary(request, records, ran, failures, board)
 
 
 def nothing_to_run() -> int:
@@ -233,26 +234,13 @@ def run_cells(settings: Settings, cells: Sequence[PlannedCell]) -> tuple[list[Re
             return [*fresh, *harness.run(todo, progress)], len(todo)
 
 
-def summary(records: Sequence[Record], ran: int, failures: Sequence[str]) -> int:
-    """Says what happened, in a few lines on standard error; the exit code."""
-    counts = Counter(r.status for r in records)
-    text = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-    print(f"{ran} cells run, {len(records) - ran} were fresh: {text}", file=sys.stderr)
-    for failure in failures:
-        print(f"not built: {failure}", file=sys.stderr)
-    bad = [r for r in records if r.status in FAILED]
-    for record in bad[:5]:
-        cell = record.cell
-        message = (record.error or {}).get("message", "").splitlines() or [""]
-        print(f"  {record.status}: {cell.defense} @{cell.budget}: {message[0]}", file=sys.stderr)
-    if len(bad) > 5:
-        print(f"  and {len(bad) - 5} more; the leaderboard lists them", file=sys.stderr)
-    return SOME_FAILED if bad or failures else OK
-
-
-def status(request: Request, json_output: bool) -> int:
+def status(request: Request, watch: bool, json_output: bool) -> int:
     """`bench status`."""
     settings, registry = prepare(request)
+    if watch:
+        from bench.watching import watch as follow
+
+        return follow(settings, registry, json_output)
     return show_plan(settings, registry, zoo_state(settings), json_output)
 
 

@@ -1,4 +1,4 @@
-"""The command line as tests call it."""
+"""The command line as tests call it, and a dask cluster as the docs start it."""
 
 import sys
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from bench.cli import main
+from tests.bench.clusters import running_cluster
 
 
 class Result(NamedTuple):
@@ -30,3 +31,10 @@ def bench(capfd, monkeypatch):
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory):
+    """Address of a scheduler with two worker processes, started by the commands of the docs."""
+    with running_cluster(tmp_path_factory.mktemp("dask")) as address:
+        yield address

@@ -59,6 +59,7 @@ class Drivers:
 def drive(job):
     """In the forked process: the verb, and its exit code."""
     assert bench.verbs  # imported before the fork
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in any program of Python's
     sys.argv = ["bench", *job["arguments"]]
     try:
         main()

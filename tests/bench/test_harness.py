@@ -8,17 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import harness as harness_module
 from bench.codehash import code_hash
-from bench.config import load_profile
-from bench.harness import Harness, Settings, Watcher, oracle_choice
+from bench.harness import oracle_choice
 from bench.plan import plan_cells, states
-from bench.records import FAILED, path_of, read, read_all
-from bench.registry import Registry
+from bench.records import path_of, read, read_all
 from bench.selection import Selection, select
+from tests.bench.setups import Setup, by_cell
 from zoo.build import judge_of
 from zoo.data import Library
-from zoo.errors import UserError
 from zoo.evaluate import evaluate
 from zoo.store import Zoo
 
@@ -26,46 +23,9 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 FAULTY = PLUGINS / "faulty.py"
 
 
-class Setup:
-    """A root with its library, profile and registry."""
-
-    def __init__(self, root, data, profile, plugins=(), jobs=2, executor="local", **options):
-        self.library = Library(data=data, cache=root / "cache")
-        self.registry = Registry()
-        for plugin in plugins:
-            self.registry.add_file(plugin)
-        self.profile = load_profile(str(profile))
-        self.root, self.jobs, self.executor, self.options = root, jobs, executor, options
-
-    def run(self, *defenses, budgets=None, **limits):
-        pick = Selection(defenses=defenses or None, budgets=budgets)
-        profile = select(self.profile, pick, self.library)
-        changed = profile.limits.model_copy(update=limits)
-        profile = profile.model_copy(update={"limits": changed})
-        settings = Settings(
-            root=self.root,
-            profile=profile,
-            library=self.library,
-            device="cpu",
-            jobs=self.jobs,
-            executor=self.executor,
-            **self.options,
-        )
-        cells, missing = plan_cells(profile, self.registry, self.root, self.library)
-        assert not missing
-        with Harness(settings) as harness:
-            todo, fresh = harness.todo(cells)
-            self.cells, self.ran = cells, list(harness.run(todo, Watcher()))
-        return [*fresh, *self.ran]
-
-
 @pytest.fixture
 def setup(root, toy_data, toy_profile):
     return Setup(root, toy_data, toy_profile, [FAULTY])
-
-
-def by_cell(records):
-    return {(r.cell.defense, r.cell.budget, r.cell.attack): r for r in records}
 
 
 def test_the_whole_matrix(setup):
@@ -117,35 +77,6 @@ def test_figures_are_those_of_the_returned_weights(setup):
     metrics = evaluate(cell.victim.model(), judge_of(cell.victim, data))
     assert record.after.acc == metrics["acc"]
     assert record.after.strengths["x4"].ra == metrics["strengths"]["x4"]["ra"]
-
-
-FAULTS = {
-    "raises": ("error", "a bug in somebody's code"),
-    "kills-itself": ("killed", "signal 9"),
-    "leaves": ("error", "exit code 7"),
-    "hangs": ("timeout", "stopped after 6 s"),
-    "wrong-shape": ("error", "wrong shape: head.bias"),
-    "wrong-type": ("error", "return a Classifier, got NoneType"),
-    "nan": ("diverged", "weights are not finite: head.weight"),
-    "eats-memory": ("out-of-memory", "memory"),
-}
-
-
-@pytest.mark.parametrize("executor", ["serial", "local"])
-def test_every_fault_costs_its_own_cell(root, toy_data, toy_profile, executor):
-    setup = Setup(root, toy_data, toy_profile, [FAULTY], executor=executor)
-    names = ["identity", *FAULTS, "works", "scramble"]
-    found = by_cell(setup.run(*names, budgets=("20",), seconds=6, memory_gib=1))
-    for name, (status, message) in FAULTS.items():
-        for attack in ("badnets", "none"):
-            record = found[name, "0", attack]
-            assert record.status == status, (name, record.error)
-            assert message in record.error["message"]
-            assert record.after is None
-            assert record.score is None
-    for name, budget in (("identity", "0"), ("scramble", "0"), ("works", "20")):
-        assert found[name, budget, "badnets"].status == "ok"
-    assert {r.status for r in found.values()} - {"ok"} <= FAILED
 
 
 def test_not_detected_keeps_the_victim(setup):
@@ -285,15 +216,6 @@ def test_a_broken_plugin_is_a_row(root, toy_data, toy_profile, tmp_path):
     record = by_cell(records)["my-prune", "0", "badnets"]
     assert record.status == "import-error"
     assert "not_installed_anywhere" in record.error["message"]
-
-
-def test_a_full_disk_is_one_clear_message(setup, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(harness_module, "write", full)
-    with pytest.raises(UserError, match=r"No space left.*Free some space and run again"):
-        setup.run("identity")
 
 
 def test_damaged_weights_are_one_clear_message(setup):

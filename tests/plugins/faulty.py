@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,27 @@ def kills_itself(model, view):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_the_runner():
+    """Ends the process that runs this one's fork server: a dask worker, in tests of those."""
+    words = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+    os.kill(int(words[1]), signal.SIGKILL)
+    time.sleep(60)
+
+
+@defense("kills-its-worker", paper="test", needs="nothing")
+def kills_its_worker(model, view):
+    kill_the_runner()
+
+
+@defense("kills-its-worker-once", paper="test", needs="nothing")
+def kills_its_worker_once(model, view):
+    marker = Path(__file__).with_suffix(".killed")  # the tests' own copy of this file
+    if not marker.exists():
+        marker.touch()
+        kill_the_runner()
+    return model
+
+
 @defense("leaves", paper="test", needs="nothing")
 def leaves(model, view):
     os._exit(7)
@@ -30,6 +52,12 @@ def hangs(model, view):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(1)
+
+
+@defense("takes-a-while", paper="test", needs="nothing")
+def takes_a_while(model, view):
+    time.sleep(60)
+    return model
 
 
 @defense("wrong-shape", paper="test", needs="nothing")
@@ -53,7 +81,7 @@ def nan(model, view):
 def eats_memory(model, view):
     hoard = []
     while True:
-        hoard.append(torch.ones(64, 2**20))
+        hoard.append(torch.ones(16, 2**20))
 
 
 @defense("finds-class-two", paper="test", needs="images")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from bench.metrics import stored
 from bench.records import MAX_JSON, Cell, digest, read_plain, slug, write_atomic
@@ -33,7 +33,8 @@ class Sweep:
     label: str  # "ibau[mode=paper]": as it was asked for
     param: str
     values: tuple[Scalar, ...]
-    fixed: dict[str, Any]  # every other hyper-parameter, defaults and the profile's included
+    # Every other hyper-parameter, defaults and the profile's included.
+    fixed: dict[str, Scalar | None]
 
     @property
     def name(self) -> str:

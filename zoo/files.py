@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 MAX_JSON: Final = 16 * 2**20  # bytes; a victim has 5 kB, a record 20, a manifest 500
 _PLAIN: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_LONGEST: Final = 150  # letters of a file name; file systems end at 255 bytes
+_LONGEST: Final = 100  # letters of a file name, which may have two of these; systems end at 255
 
 
 def canonical(value: object) -> str:

@@ -134,8 +134,7 @@ def connect(settings: Settings, *, twins: bool = True) -> Iterator[Cluster]:
         cluster = Cluster(
             _client(settings.scheduler),
             remote.told_of(settings, run, probe, twins=twins),
-            # Rounded down, so that as many as were asked for fit into 1.
-            int(1e6 / settings.jobs) / 1e6 if settings.device.startswith("cuda") else None,
+            share_of(settings.device, settings.jobs),
         )
         try:
             cluster.check()
@@ -144,6 +143,13 @@ def connect(settings: Settings, *, twins: bool = True) -> Iterator[Cluster]:
             cluster.close()
     finally:
         probe.unlink(missing_ok=True)
+
+
+def share_of(device: str, jobs: int) -> float | None:
+    """What a cell takes of a GPU that so many share; None on CPUs."""
+    if not device.startswith("cuda"):
+        return None
+    return int(1e6 / jobs) / 1e6  # rounded down, so that so many fit
 
 
 def _client(address: str) -> Client:

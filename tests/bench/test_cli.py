@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -67,8 +68,20 @@ def test_dry_run_does_nothing_and_counts_right(bench, where, root):
     assert counted["cells_to_run"] == 2 * (3 + 5)
     assert counted["seconds_low"] is None
     assert not (root / "records").exists()
+    assert counted["unknown"] == {"identity": 2, "scramble": 2, "clp": 2, "ft": 8}
     text = bench("run", "--all", *where, "--dry-run").out
-    assert "16 cells to run: ?" in text
+    assert "16 cells to run: ? for 2 of identity, 2 of scramble, 2 of clp, 8 of ft; " in text
+
+
+def test_times_are_learnt_from_what_is_recorded(bench, where, root):
+    assert bench("run", *where, "--defense", "ft", "--budget", "1", "--budget", "20").code == 0
+    counted = json.loads(bench("run", "--all", *where, "--dry-run", "--json").out)
+    assert 0 < counted["seconds_low"] <= counted["seconds_median"] <= counted["seconds_high"]
+    assert counted["unknown"] == {"identity": 2, "scramble": 2, "clp": 2}
+    text = bench("run", "--all", *where, "--dry-run").out
+    assert " + ? for 2 of identity, 2 of scramble, 2 of clp; " in text
+    more = [*where, "--seeds", "0,1", "--dry-run", "--json"]  # victims to be built are known, too
+    assert "the zoo" not in json.loads(bench("run", "--all", *more).out)["unknown"]
 
 
 def test_failures_leave_with_three_and_say_what(bench, where, root):
@@ -78,7 +91,24 @@ def test_failures_leave_with_three_and_say_what(bench, where, root):
     assert "a bug in somebody's code" in result.err
     page = (root / "leaderboard" / "leaderboard.html").read_text()
     assert "a bug in somebody&#39;s code" in page
-    assert bench("run", *where, *arguments).code == 3  # still failed, not run again
+    again = bench("run", *where, *arguments)
+    assert again.code == 3  # still failed, not run again
+    assert "0 cells run, 4 were fresh: 2 error, 2 ok" in again.err
+    assert f"board: {root / 'leaderboard' / 'leaderboard.html'}" in again.err
+
+
+def test_the_end_says_why_not_what_took_long_and_how_to_repeat_a_failure(bench, where):
+    arguments = ["--plugin", FAULTY, "--defense", "raises", "--defense", "ft"]
+    result = bench("run", *where, *arguments)
+    assert "  2 not-applicable: needs labels; this budget has none" in result.err
+    slowest = next(line for line in result.err.splitlines() if line.startswith("slowest: "))
+    assert slowest.count(";") == 4
+    line = next(line for line in result.err.splitlines() if line.startswith("the first of them"))
+    command = shlex.split(line.partition(": ")[2])
+    assert command[0] == "bench"
+    repeated = bench(*command[1:])
+    assert repeated.code == 3
+    assert "2 cells run, 0 were fresh: 2 error" in repeated.err  # the victim's and its twin's
 
 
 def test_a_plugin_takes_part_in_all(bench, where, tmp_path, root):

@@ -6,7 +6,6 @@ waits for what another slot is still building; so nobody waits for something tha
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import tempfile
@@ -28,7 +27,7 @@ from zoo.assets import AssetStore
 from zoo.build import check, training_of
 from zoo.checkpoint import CHECKPOINT
 from zoo.errors import StorageError, UserError
-from zoo.files import read_json
+from zoo.files import parse_json, read_json, read_tail
 from zoo.recipes import VictimRecipe, target_class
 from zoo.store import Stored, Zoo
 
@@ -339,9 +338,9 @@ class _Building:
 def share_of(log: Path) -> float | None:
     """How much of a training is done, by the last line of its log; None where it has none."""
     try:
-        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        last = parse_json(read_tail(log, 10_000).splitlines()[-1])
         return float(last["step"] / last["steps"])
-    except (OSError, ValueError, KeyError, IndexError):
+    except (ValueError, LookupError, TypeError, ArithmeticError):
         return None
 
 

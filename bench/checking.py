@@ -25,6 +25,7 @@ from bench.registry import BaseEntry, Entry, Registry, adopt, parse_spec
 from defenses.base import BaseSet, Defense
 from zoo.adoption import ATTACKS
 from zoo.errors import UserError
+from zoo.files import read_tail
 from zoo.recipes import make_attack
 from zoo.sets import SETS
 
@@ -150,7 +151,7 @@ def run(subject: Subject, data: str | None, seconds: float) -> list[Finding]:
             memory=8 * 2**30,
         )
         path = folder / _FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = read_tail(path, 10**6).splitlines()
         found = [Finding(**json.loads(line)) for line in lines]
         if ended.timed_out or ended.rc:
             found.append(_unfinished(subject, ended.rc, ended.timed_out, folder / "log.txt"))
@@ -162,7 +163,7 @@ def run(subject: Subject, data: str | None, seconds: float) -> list[Finding]:
 
 def _unfinished(subject: Subject, rc: int, timed_out: bool, log: Path) -> Finding:
     """What is said of a child that did not come to the end."""
-    tail = log.read_text("utf-8", "replace").strip().splitlines()[-5:] if log.exists() else []
+    tail = read_tail(log, 10_000).strip().splitlines()[-5:]
     seen = f"not all rules were reached in {SECONDS:.0f} s" if timed_out else f"it died: code {rc}"
     return Finding(
         subject=subject.name,

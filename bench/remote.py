@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zoo.errors import UserError
-from zoo.files import file_digest
+from zoo.files import file_digest, read_tail
 
 if TYPE_CHECKING:
     from bench.harness import Harness, Settings
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bench.plan import PlannedCell
 
 _LOOK_SECONDS: Final = 1.0  # between two looks whether a task is still wanted
+_LARGEST: Final = 2**30  # bytes of a file that a child has left; a VGG-16 has 60,000,000
+_LOG: Final = 64_000  # letters of a log; the driver keeps no more
 _PACKAGES: Final = ("attacks", "bench", "defenses", "zoo")
 
 
@@ -237,10 +239,10 @@ def run_job(
             )
         # No link is followed: a defense could send a file of this machine to the driver.
         plain = (path for path in work.iterdir() if path.is_file() and not path.is_symlink())
-        left = [path for path in plain if path.name not in files]
+        left = [p for p in plain if p.name not in files and p.stat().st_size <= _LARGEST]
         return {
             "exit": dataclasses.asdict(ended),
-            "log": log.read_bytes() if log.exists() else b"",
+            "log": read_tail(log, _LOG).encode(),
             "files": {path.name: path.read_bytes() for path in left},
         }
     finally:

@@ -292,7 +292,7 @@ class Harness:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             # Copies, under neutral names: a defense that writes to them harms nobody else.
-            shutil.copyfile(planned.victim.weights_path, work / "model.safetensors")
+            shutil.copyfile(planned.victim.checked_weights(), work / "model.safetensors")
             if isinstance(data, Path):
                 shutil.copyfile(data, work / "data.safetensors")
             elif data is not None:

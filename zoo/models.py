@@ -12,10 +12,11 @@ normalisation and one linear head.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -345,7 +346,8 @@ def build_model(spec: ArchSpec, generator: torch.Generator | None = None) -> Cla
     return model.eval()
 
 
-def shapes_of(spec: ArchSpec) -> dict[str, Tensor]:
+@functools.lru_cache(32)
+def shapes_of(spec: ArchSpec) -> Mapping[str, Tensor]:
     """The tensors of a classifier's state without their content, for which no memory is taken."""
     with torch.device("meta"):
         return dict(build_model(spec).state_dict())

@@ -20,7 +20,7 @@ from zoo.errors import StorageError, UserError
 from zoo.files import file_digest, read_json, write_atomic
 from zoo.models import ArchSpec, Classifier, build_model, shapes_of
 from zoo.recipes import VictimRecipe, make_attack
-from zoo.tensors import read_tensors, save_tensors
+from zoo.tensors import check_tensors, read_tensors, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,28 @@ class Stored:
         """Whether the gate let it in; twins are always in."""
         return self.meta["status"] in ("admitted", "twin")
 
+    def checked_weights(self) -> Path:
+        """The weights file, after a look at whether it is this victim's.
+
+        Raises:
+            UserError: another one, or damaged.
+        """
+        path = self.weights_path
+        try:
+            check_tensors(path, shapes_of(self.spec))  # first: a digest of a giant takes hours
+            if file_digest(path) != self.hash:
+                raise ValueError("it is not what victim.json says")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read {path}: {error}. Delete the folder and build again"
+            ) from error
+        return path
+
     def model(self) -> Classifier:
         """The classifier with its weights, in eval mode, on the CPU."""
-        path, spec = self.weights_path, self.spec
-        weights = read_tensors(path, shapes_of(spec))
-        if file_digest(path) != self.hash:
-            raise UserError(f"{path} is not what victim.json says. Delete the folder, build again")
-        model = build_model(spec)
-        load_weights(model, weights, str(path))
+        path = self.checked_weights()
+        model = build_model(self.spec)
+        load_weights(model, read_tensors(path, shapes_of(self.spec)), str(path))
         return model
 
     def attack(self) -> tuple[Attack, Assets]:

@@ -360,6 +360,8 @@ def _error_of(path: Path) -> tuple[bool, str]:
 
 def _ending(ended: Exit) -> str:
     """How a child ended that left no result."""
+    if ended.note:
+        return ended.note
     if ended.lost:
         return "the server of the child processes was lost twice"
     if ended.rc < 0:

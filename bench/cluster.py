@@ -26,6 +26,10 @@ from zoo.files import write_atomic
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+LOST_WORKER: Final = (
+    "the workers that had this cell died, and again when it was tried once more. Is there enough "
+    "memory on their machines? Their logs say more"
+)
 _CONNECT_SECONDS: Final = 10
 _WORKER_SECONDS: Final = 30  # for workers that have just been started
 
@@ -214,8 +218,8 @@ class RemoteLauncher:
         )
         try:
             back = result_of(future)
-        except KilledWorker as error:
-            return Exit(rc=-signal.SIGKILL, timed_out=False, note=lost_worker(error))
+        except KilledWorker:
+            return Exit(rc=-signal.SIGKILL, timed_out=False, lost=True, note=LOST_WORKER)
         except UserError:
             if self._closed:
                 raise ClosedError from None
@@ -236,12 +240,3 @@ def _plugin_sources(job: dict[str, Any]) -> dict[str, bytes]:
     if not file:
         return {}
     return {path.name: path.read_bytes() for path in companions(Path(file))}
-
-
-def lost_worker(error: Exception) -> str:
-    """What a record says of a cell that no worker survived."""
-    deaths = getattr(error, "allowed_failures", 0) + 1
-    return (
-        f"{deaths} workers died while they had this cell. Is there enough memory on their "
-        "machines? Their logs say more"
-    )

@@ -1,8 +1,8 @@
 """Cells on a dask cluster: by reference where workers see the root, else by their files.
 
-One cell per free slot is handed out at a time, so that a worker's death is blamed on no cell that
-only waited there. The scheduler gives a cell whose worker died to another one; a cell that kills
-four is recorded as killed.
+One cell per free slot is handed out at a time. The scheduler gives a cell whose worker died to
+another one, up to a number of times; but it blames all cells of that worker, so that a cell that
+has lost too many is tried once more at the end, alone. If it kills again, it is recorded as killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench import remote
 from bench.base_sets import BaseSets
-from bench.cluster import Cluster, RemoteLauncher, connect, lost_worker, result_of
+from bench.cluster import LOST_WORKER, Cluster, RemoteLauncher, connect, result_of
 from bench.harness import Harness, Watcher, now, summary_of
 from bench.plan import PlannedCell
 from bench.records import Record, parse
@@ -61,6 +61,7 @@ class _Running:
     started: str
     shown: contextlib.ExitStack
     done: Any  # the watcher's, told of status and words
+    alone: bool = False  # whether it runs once more, and nothing beside it
 
 
 class _Handout:
@@ -73,32 +74,46 @@ class _Handout:
         self._waiting = list(reversed(cells))
         self._running: dict[Future[Any], _Running] = {}
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._suspects: list[_Running] = []  # have lost their workers; run again, one at a time
+        self._deserted = False  # whether there is no worker, and that has been said
         self._base_sets = BaseSets(harness.settings.root)
         self._in_the_making: set[str] = set()  # base sets; who needs the same one waits
 
     def run(self) -> Iterator[Record]:
         """Yields records as cells end."""
         try:
-            while self._waiting or self._running:
+            while self._waiting or self._running or self._suspects:
                 self._fill(self._cluster.slots())
                 with contextlib.suppress(queue.Empty):
-                    yield self._collect(self._ended.get(timeout=_PATIENCE))
-        finally:
-            for running in self._running.values():
+                    record = self._collect(self._ended.get(timeout=_PATIENCE))
+                    if record is not None:
+                        yield record
+        finally:  # if somebody has ended the run, there is something left
+            for running in (*self._running.values(), *self._suspects):
+                running.done("interrupted", "")
                 running.shown.close()
 
     def _fill(self, slots: int) -> None:
         """Hands out as many cells as there are free slots."""
-        if not slots:
+        if not slots and not self._deserted:
             text = "dask: no worker is left; waiting for one. Ctrl-C ends, the same command resumes"
             print(text, file=sys.stderr, flush=True)
+        self._deserted = not slots
         while len(self._running) < slots and (planned := self._take()) is not None:
             shown = contextlib.ExitStack()
             done = shown.enter_context(self._watcher.task(planned.label))
-            cell = dataclasses.asdict(planned.cell)
-            future = self._cluster.submit(remote.run_cell, self._cluster.told, planned.key, cell)
-            self._running[future] = _Running(planned=planned, started=now(), shown=shown, done=done)
-            future.add_done_callback(self._ended.put)
+            self._submit(_Running(planned=planned, started=now(), shown=shown, done=done))
+        if slots and not self._running and self._suspects:
+            running = self._suspects.pop()
+            running.alone = True
+            self._submit(running)
+
+    def _submit(self, running: _Running) -> None:
+        cell = dataclasses.asdict(running.planned.cell)
+        key, told = running.planned.key, self._cluster.told
+        future = self._cluster.submit(remote.run_cell, told, key, cell)
+        self._running[future] = running
+        future.add_done_callback(self._ended.put)
 
     def _take(self) -> PlannedCell | None:
         """The next cell whose base set nobody is just making."""
@@ -110,18 +125,24 @@ class _Handout:
                 return self._waiting.pop(place)
         return None
 
-    def _collect(self, future: Future[Any]) -> Record:
-        """The record of a cell that has ended."""
+    def _collect(self, future: Future[Any]) -> Record | None:
+        """The record of a cell that has ended; None for one that will be tried again."""
         from distributed import KilledWorker
 
         running = self._running.pop(future)
         planned = running.planned
         if planned.base is not None:
             self._in_the_making.discard(planned.base.key)
+        try:
+            record = parse(result_of(future).encode())
+        except KilledWorker:
+            if not running.alone:
+                self._suspects.append(running)
+                return None
+            record = self._harness.killed(planned, running.started, LOST_WORKER)
+        except BaseException:
+            self._running[future] = running  # to be shown as ended with all others
+            raise
         with running.shown:
-            try:
-                record = parse(result_of(future).encode())
-            except KilledWorker as error:
-                record = self._harness.killed(planned, running.started, lost_worker(error))
             running.done(record.status, summary_of(record))
         return record

@@ -15,8 +15,8 @@ from distributed import Client
 
 HERE = Path(__file__).parents[2]
 PORT = "8786"
-# Two deaths instead of four: each costs the start of a worker.
-FEW_DEATHS = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+# Not three, after which a cell is given up: each death costs the start of a worker.
+FEW_DEATHS = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
 
 
 def commands():

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,22 @@ def test_other_code_is_refused(bench, workers, root, toy_data, toy_profile, monk
     assert refused.code == 2
     assert "has other code than this driver: version " in refused.err
     assert "here 9.9 (000000000000). Install the same version there" in refused.err
+
+
+def test_a_worker_without_our_code_is_refused(
+    bench, workers, root, toy_data, toy_profile, monkeypatch
+):
+    def greet(told):
+        raise AssertionError("nobody can load this")
+
+    absent = types.ModuleType("not_installed_there")
+    absent.greet, greet.__module__, greet.__qualname__ = greet, absent.__name__, "greet"
+    monkeypatch.setitem(sys.modules, absent.__name__, absent)
+    monkeypatch.setattr(remote, "greet", greet)
+    where = ["-p", toy_profile, "--root", root, "--data", toy_data, "--device", "cpu"]
+    refused = bench("run", "--all", *where, "--executor", "dask", "--scheduler", workers)
+    assert refused.code == 2
+    assert "cannot load Unbackdoor: ModuleNotFoundError" in refused.err
 
 
 def test_gpus_are_asked_for(bench, workers, root, toy_data, toy_profile):

@@ -90,7 +90,7 @@ def test_a_lost_worker_costs_a_retry_and_one_that_a_cell_always_kills_costs_that
     assert found["kills-its-worker-once"].status == "ok"
     poison = found["kills-its-worker"]
     assert poison.status == "killed"
-    assert "2 workers died while they had this cell" in poison.error["message"]
+    assert "died, and again when it was tried once more" in poison.error["message"]
     wait_for_workers(on_dask.options["scheduler"], 2)  # the pool is whole again
     assert read_all(on_dask.root)[1] == []
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -87,9 +92,15 @@ def checked_metrics(payload: object) -> Metrics | None:
     Raises:
         ValueError: not of that form.
     """
+    return _reader().validate_json(json.dumps(payload), strict=True)
+
+
+@cache
+def _reader() -> TypeAdapter[Metrics | None]:
+    """Parses and checks; JSON is where strictness lets a dictionary stand for an object."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Metrics | None).validate_python(payload, strict=True)
+    return TypeAdapter(Metrics | None)
 
 
 def metrics_from_dict(payload: Mapping[str, Any] | None) -> Metrics | None:

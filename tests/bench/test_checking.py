@@ -230,6 +230,7 @@ def test_three_ways_onto_the_board(root, toy_data, toy_profile, tmp_path):
     result = bench_in(tmp_path, "run", *plugins, "--budget", "20", *where, path=site)
     assert result.returncode == 3, result.stderr  # of the entry point that is not there
     assert "import-error: gone" in result.stderr
+    assert "cannot read" not in result.stderr  # of the victims, for the page on the gate
     board = (root / "leaderboard" / "leaderboard.csv").read_text()
     for way in ("file", "module", "package"):
         assert f"quiet-{way}" in board

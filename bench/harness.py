@@ -227,18 +227,18 @@ class Harness:
 
     def _run_defense(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
         """Runs the defense, on its base set where it has one."""
+        try:
+            planned.victim.checked_weights()
+            data = None if planned.base else self._data(planned)
+        except UserError as error:  # damaged; what it was trained on cannot be made again
+            return failed(error)
         if planned.base is None:
-            try:
-                data = self._data(planned)
-            except UserError as error:  # what the victim was trained on cannot be made again
-                why = {"type": "UserError", "message": str(error), "traceback": ""}
-                return {"status": "error", "error": why}
             return self._run_child(planned, self._job(planned), data, work, log)
         meta = self._base_set(planned, planned.base, work, log)
         if "key" not in meta:
             return meta  # the account of a builder that failed
-        data = self._base_sets.images(planned.base)
-        result = self._run_child(planned, self._job(planned), data, work, log)
+        images = self._base_sets.images(planned.base)
+        result = self._run_child(planned, self._job(planned), images, work, log)
         touched = {**result.get("data_touched", {}), "base_set": base_sets.summary(meta)}
         cost = base_sets.together(result.get("cost"), meta["cost"])
         return {**result, "data_touched": touched, "cost": cost}
@@ -292,7 +292,7 @@ class Harness:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             # Copies, under neutral names: a defense that writes to them harms nobody else.
-            shutil.copyfile(planned.victim.checked_weights(), work / "model.safetensors")
+            shutil.copyfile(planned.victim.weights_path, work / "model.safetensors")
             if isinstance(data, Path):
                 shutil.copyfile(data, work / "data.safetensors")
             elif data is not None:

@@ -11,6 +11,7 @@ Nothing here imports torch before a verb needs it.
 from __future__ import annotations
 
 import enum
+import errno
 import sys
 from typing import Annotated
 
@@ -309,6 +310,12 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = "Free some space and run again; what is recorded stays"
+        print(f"bench: {error}. {text}", file=sys.stderr)
         sys.exit(USAGE)
 
 

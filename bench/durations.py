@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from statistics import fmean, stdev
 from typing import Final
 
@@ -26,12 +27,14 @@ _ELSEWHERE: Final = math.log(4) / _NINE_IN_TEN  # more of it, where only other s
 class Work:
     """Something to do, as far as its time depends on it."""
 
-    name: str  # the defense; of a build, see BUILDING
+    name: str  # the defense; or VICTIMS, or ASSETS
     arch: str
     dataset: str
 
 
-BUILDING: Final = "the zoo"  # what stands for a defense where victims are built
+# What stands for a defense where something is built.
+VICTIMS: Final = "victims to build"
+ASSETS: Final = "assets to build"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +66,14 @@ class Forecast:
     def __str__(self) -> str:
         parts = [str(self.known)] if self.known and self.known.median else []
         if self.unknown:
-            rest = ", ".join(f"{count} of {name}" for name, count in self.unknown.items())
-            parts.append(f"? for {rest}")
+            parts.append(f"? for {', '.join(starmap(_unknown, self.unknown.items()))}")
         return " + ".join(parts) or "no time"
+
+
+def _unknown(name: str, count: int) -> str:
+    if name in (VICTIMS, ASSETS):
+        return f"{count} {name}"
+    return f"{count} cell{'s' if count > 1 else ''} of {name}"
 
 
 class Durations:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.building import ZooState
-from bench.durations import BUILDING, Durations, Forecast, Work
+from bench.durations import ASSETS, VICTIMS, Durations, Forecast, Work
 from bench.harness import Settings
 from bench.plan import PlannedCell, cells_per_victim, cells_to_come, plan_cells, states
 from bench.records import Record, read_all
@@ -123,13 +123,13 @@ def forecast(
     durations = Durations(records, settings.device.partition(":")[0])
     for stored in state.built:
         meta = stored.meta
-        place = Work(name=BUILDING, arch=meta["arch"], dataset=meta["dataset"])
+        place = Work(name=VICTIMS, arch=meta["arch"], dataset=meta["dataset"])
         if (seconds := meta.get("training", {}).get("seconds")) and seconds > 0:
             durations.learn(place, seconds)
     building = [
-        Work(name=BUILDING, arch=recipe.arch_label, dataset=recipe.dataset)
+        Work(name=VICTIMS, arch=recipe.arch_label, dataset=recipe.dataset)
         if isinstance(recipe, VictimRecipe)
-        else Work(name=f"{BUILDING}'s assets", arch="", dataset="")
+        else Work(name=ASSETS, arch="", dataset="")
         for recipe in state.to_build
     ]
     return durations.forecast([*building, *works], max(1, settings.jobs))

@@ -1,5 +1,6 @@
 """What could break: exit codes, what goes to which stream, errors without a remedy."""
 
+import errno
 import json
 import os
 import re
@@ -70,7 +71,8 @@ def test_dry_run_does_nothing_and_counts_right(bench, where, root):
     assert not (root / "records").exists()
     assert counted["unknown"] == {"identity": 2, "scramble": 2, "clp": 2, "ft": 8}
     text = bench("run", "--all", *where, "--dry-run").out
-    assert "16 cells to run: ? for 2 of identity, 2 of scramble, 2 of clp, 8 of ft; " in text
+    unknown = "? for 2 cells of identity, 2 cells of scramble, 2 cells of clp, 8 cells of ft"
+    assert f"16 cells to run: {unknown}; " in text
 
 
 def test_times_are_learnt_from_what_is_recorded(bench, where, root):
@@ -79,9 +81,9 @@ def test_times_are_learnt_from_what_is_recorded(bench, where, root):
     assert 0 < counted["seconds_low"] <= counted["seconds_median"] <= counted["seconds_high"]
     assert counted["unknown"] == {"identity": 2, "scramble": 2, "clp": 2}
     text = bench("run", "--all", *where, "--dry-run").out
-    assert " + ? for 2 of identity, 2 of scramble, 2 of clp; " in text
+    assert " + ? for 2 cells of identity, 2 cells of scramble, 2 cells of clp; " in text
     more = [*where, "--seeds", "0,1", "--dry-run", "--json"]  # victims to be built are known, too
-    assert "the zoo" not in json.loads(bench("run", "--all", *more).out)["unknown"]
+    assert "victims to build" not in json.loads(bench("run", "--all", *more).out)["unknown"]
 
 
 def test_failures_leave_with_three_and_say_what(bench, where, root):
@@ -270,6 +272,18 @@ def test_seeds_that_are_not(text):
         parse_seeds(text)
 
 
+def test_a_full_disk_while_planning_is_one_clear_message(bench, where, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = bench("run", "--all", *where)
+    assert result.code == 2
+    assert "No space left" in result.err
+    assert "Free some space and run again" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_root_and_data_come_from_the_environment(bench, root, toy_data, toy_profile, monkeypatch):
     monkeypatch.setenv("BENCH_ROOT", str(root))
     monkeypatch.setenv("BENCH_DATA", str(toy_data))
@@ -304,6 +318,7 @@ def test_interrupting_leaves_with_130_and_resumes(where, root, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "the same command resumes" in err
+    assert not list(root.glob("records/slow/*/*.json"))  # what was under way has left nothing
 
 
 def test_runner_and_entry_point_are_the_same_app():

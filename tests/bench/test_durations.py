@@ -57,8 +57,8 @@ def test_unknown_cells_are_counted_and_never_nothing():
         low=pytest.approx(5), median=pytest.approx(10), high=pytest.approx(20)
     )
     assert found.unknown == {"ibau": 1, "nad": 2}
-    assert str(found) == "5.0 s to 20 s, probably 10 s + ? for 1 of ibau, 2 of nad"
-    assert str(durations.forecast([work("nad")], slots=1)) == "? for 1 of nad"
+    assert str(found) == "5.0 s to 20 s, probably 10 s + ? for 1 cell of ibau, 2 cells of nad"
+    assert str(durations.forecast([work("nad")], slots=1)) == "? for 1 cell of nad"
     assert str(durations.forecast([], slots=1)) == "no time"
 
 

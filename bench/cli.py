@@ -300,7 +300,7 @@ def doctor(
     leave(inspection.doctor(root, data, json_output))
 
 
-import bench.cli_plugins  # noqa: E402, F401
+import bench.cli_plugins  # noqa: E402
 import bench.cli_sharing  # noqa: E402, F401 (its verbs come after those above)
 
 

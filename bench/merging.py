@@ -8,56 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from typing import Literal
 
 from tabulate import tabulate
 
 from bench.app import OK, SOME_FAILED
-from bench.records import Record, RecordError, path_of, read, text_of
+from bench.holdings import Item, Kind, LeftOut, RefusedError, check, contradiction, items
+from bench.records import read, text_of
 from bench.rendering import root_of
 from bench.sweeps import FOLDER as SWEEPS
 from bench.sweeps import read as read_sweep
 from bench.sweeps import remember
 from zoo.errors import StorageError, UserError
-from zoo.files import file_digest, open_plain, read_json, write_atomic
+from zoo.files import open_plain, write_atomic
 
-FOLDERS: Final = ("assets", "zoo", "measurements", SWEEPS, "records")  # in the order of copying
-# What is written last in a folder that counts as one thing, and the digests that it holds.
-MARKS: Final = {
-    "victim.json": {
-        "weights.safetensors": "weights_sha256",
-        "trigger.safetensors": "trigger_sha256",
-    },
-    "asset.json": {"tensors.safetensors": "tensors_sha256"},
-    "base-set.json": {"base-set.safetensors": "tensors_sha256"},
-}
-# How long, on what and with what something was made: no result.
-_CIRCUMSTANCES: Final = frozenset(
-    {"seconds", "images_per_second", "device", "threads", "torch", "peak_rss", "peak_gpu"}
-)
-_RECORD_ONLY: Final = ("env", "git", "started", "ended", "payload_sha256")
-
-Kind = Literal["records", "models", "assets", "others"]
 State = Literal["copied", "there", "refused", "conflict"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """What is copied whole or not at all: paths from the root, the telling one last."""
-
-    kind: Kind
-    files: tuple[PurePosixPath, ...]
-
-    @property
-    def path(self) -> PurePosixPath:
-        """The file that stands for it."""
-        return self.files[-1]
 
 
 @dataclass
@@ -72,10 +42,6 @@ class Merged:
     def refuse(self, path: object, why: str) -> None:
         """Notes what is left out."""
         self.refused.append((str(path), why))
-
-
-class RefusedError(Exception):
-    """Why something of a source is left out."""
 
 
 def merge(sources: Sequence[str], root: str | None, dry_run: bool, json_output: bool) -> int:
@@ -119,7 +85,13 @@ class Merger:
 
     def take(self, source: Path) -> None:
         """Everything that another root has."""
-        for item in items(source, self._merged):
+        for item in items(source):
+            if isinstance(item, LeftOut):
+                if item.why:
+                    self._merged.refuse(item.path, item.why)
+                else:
+                    self._merged.unfinished += 1
+                continue
             try:
                 self._check_target(item)
                 state = self._one(source, item)
@@ -138,7 +110,7 @@ class Merger:
         if ours is None:
             self._copy(source, item)
             return "copied"
-        if why := _contradiction(ours, theirs, item):
+        if why := contradiction(ours, theirs, item):
             self._merged.conflicts.append((str(theirs), why))
             return "conflict"
         return self._claim(ours, theirs) if item.kind == "records" else "there"
@@ -183,126 +155,6 @@ class Merger:
             for part in (path, *path.parents[:-1]):
                 if (self._root / part).is_symlink():
                     raise RefusedError(f"{self._root / part} is a symbolic link out of the root")
-
-
-def items(source: Path, merged: Merged) -> Iterator[Item]:
-    """Everything that can be copied from a root; links and unfinished builds are noted."""
-    for name in FOLDERS:
-        if (source / name).is_symlink():
-            merged.refuse(source / name, "a symbolic link")
-            continue
-        for place, folders, names in os.walk(source / name):
-            folder = Path(place)
-            links = [n for n in folders if (folder / n).is_symlink()]
-            for link in links:
-                merged.refuse(folder / link, "a symbolic link")
-            folders[:] = sorted(set(folders) - set(links))
-            yield from _in_folder(source, folder, sorted(names), merged)
-
-
-def _in_folder(source: Path, folder: Path, names: list[str], merged: Merged) -> Iterator[Item]:
-    names = [name for name in names if not name.startswith(".")]  # half-written files
-    odd = [n for n in names if (folder / n).is_symlink() or not (folder / n).is_file()]
-    for name in odd:
-        merged.refuse(folder / name, "a symbolic link, or no plain file")
-    plain = [name for name in names if name not in odd]
-    here = PurePosixPath(folder.relative_to(source).as_posix())
-    top = here.parts[0]
-    marks = [name for name in MARKS if name in plain]
-    if top == "records":
-        for name in plain:
-            if name.endswith(".json"):
-                beside = [name.removesuffix(".json") + end for end in (".log", ".png")]
-                files = [*(n for n in beside if n in plain), name]
-                yield Item(kind="records", files=tuple(here / n for n in files))
-    elif marks and not odd:
-        kind: Kind = "models" if top == "zoo" else "assets"
-        last = sorted(plain, key=lambda name: (name in marks, name))
-        yield Item(kind=kind, files=tuple(here / name for name in last))
-    elif top in ("measurements", SWEEPS) or folder.name == "splits":
-        for name in plain:
-            if name.endswith(".json"):
-                yield Item(kind="others", files=(here / name,))
-    elif plain and not marks:
-        merged.unfinished += 1
-
-
-def check(source: Path, item: Item) -> None:
-    """Whether something is what it says it is.
-
-    Raises:
-        RefusedError: edited, damaged, or under another name than its own.
-    """
-    path = source / item.path
-    if item.kind == "records":
-        record = _record(path)
-        if path_of(source, record) != path:
-            raise RefusedError("it lies under another name than its defense and key")
-        return
-    if item.kind == "others":
-        return
-    meta = _meta(path)
-    for name, digest in MARKS[path.name].items():
-        file = path.parent / name
-        if meta.get(digest) != (file_digest(file) if file.exists() else None):
-            raise RefusedError(f"{name} is not what {path.name} says: edited, damaged or missing")
-
-
-def _contradiction(ours: Path, theirs: Path, item: Item) -> str:
-    """Which results two files of one name do not share; empty where they do."""
-    if item.kind == "others":
-        return "another content"
-    if item.kind == "records":
-        try:
-            one: dict[str, Any] = results(read(ours))
-        except RecordError as error:
-            return f"ours cannot be read: {error}"
-        other = results(_record(theirs))
-    else:
-        one, other = bare(_meta(ours)), bare(_meta(theirs))
-    names = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
-    return f"differs in {', '.join(names)}" if names else ""
-
-
-def results(record: Record) -> dict[str, Any]:
-    """All of a record that is a result: not when, where, by whom and how fast it was made."""
-    payload = dataclasses.asdict(record)
-    for name in _RECORD_ONLY:
-        del payload[name]
-    for name in ("swept", "origin", "paper"):
-        del payload["cell"][name]
-    payload["cost"] = bare(payload["cost"] or {})
-    touched = payload["data_touched"]
-    payload["data_touched"] = {**touched, "base_set": bare(touched.get("base_set") or {})}
-    if payload["error"] is not None:
-        payload["error"] = {name: payload["error"].get(name) for name in ("type", "message")}
-    return payload
-
-
-def bare(meta: dict[str, Any]) -> dict[str, Any]:
-    """Metadata without the circumstances of its making."""
-    return {
-        name: bare(value) if name in ("training", "cost") and isinstance(value, dict) else value
-        for name, value in meta.items()
-        if name not in _CIRCUMSTANCES
-    }
-
-
-def _record(path: Path) -> Record:
-    try:
-        return read(path)
-    except RecordError as error:
-        raise RefusedError(str(error)) from error
-
-
-def _meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = read_json(path)
-    except ValueError as error:
-        raise RefusedError(f"cannot be read: {error}") from error
-    if not isinstance(meta, dict):
-        raise RefusedError("cannot be read: expected a JSON object")
-    return meta
 
 
 def show(merged: Merged, root: Path, dry_run: bool, json_output: bool) -> None:

@@ -28,7 +28,11 @@ def loads_torch(statement):
 
 
 @pytest.mark.parametrize(
-    "module", ["leaderboard.render", "bench.cli", "bench.records", "bench.rendering"]
+    "module",
+    [
+        *("leaderboard.render", "leaderboard.difference_page"),
+        *("bench.cli", "bench.records", "bench.rendering", "bench.merging", "bench.releasing"),
+    ],
 )
 def test_reading_and_rendering_need_no_torch(module):
     assert not loads_torch(f"import {module}")

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from bench.merging import results
+from bench.holdings import results
 from bench.records import Cost, digest, path_of, read, scan, text_of, write
 from bench.sweeps import Sweep, remember
 from bench.sweeps import read_all as read_sweeps

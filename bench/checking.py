@@ -59,7 +59,7 @@ def check(what: str, plugins: list[str], data: str | None, json_output: bool) ->
     registry = Registry.with_plugins([*plugins, what] if is_source else plugins)
     broken = [b for b in registry.broken.values() if not b.origin.startswith("entry-point")]
     found = [_import_failure(b.name, b.error_type, b.message) for b in broken]
-    subjects = _of_source(registry, what) if is_source else [_by_name(registry, what)]
+    subjects = of_source(registry, what) if is_source else [_by_name(registry, what)]
     for subject in subjects:
         left = SECONDS - (time.monotonic() - begun)
         print(f"checking {subject.title}, at most {left:.0f} s", file=sys.stderr)
@@ -83,7 +83,7 @@ def _import_failure(name: str, kind: str, message: str) -> Finding:
     )
 
 
-def _of_source(registry: Registry, source: str) -> list[Subject]:
+def of_source(registry: Registry, source: str) -> list[Subject]:
     """Everything that one file brought."""
     file = str(Path(source).resolve())
     names = [e.defense.name for e in registry.entries.values() if e.reference.file == file]

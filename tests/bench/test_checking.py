@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -302,3 +303,29 @@ def test_two_plugins_with_an_attack_of_one_name(tmp_path):
     registry.add_file(tmp_path / "one.py")  # the same file again is the same attack
     with pytest.raises(UserError, match=r"attacks are called 'frame': one from file:one.py, one"):
         registry.add_file(tmp_path / "two.py")
+
+
+def blocks(language):
+    """The fenced blocks of the page on adding a defense, in order."""
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-defense.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.M | re.S)
+
+
+def test_the_page_on_adding_a_defense_works_as_written(root, toy_data, toy_profile, tmp_path):
+    """All its code and commands in order; only the run is told of a small profile."""
+    (tmp_path / "runs").symlink_to(root)
+    plugin, test = blocks("python")
+    new, check, run = (block.split("#")[0].split()[1:] for block in blocks("bash"))
+    assert bench_in(tmp_path, *new).returncode == 0
+    (tmp_path / "my_prune.py").write_text(plugin)
+    checked = bench_in(tmp_path, *check)
+    assert checked.returncode == 0, checked.stdout
+    assert "my-prune: 12 pass" in checked.stdout
+    small = ["-p", toy_profile, "--data", toy_data, "-j", "1", "--device", "cpu"]
+    ran = bench_in(tmp_path, *run, *small)
+    assert ran.returncode == 0, ran.stderr
+    assert "my-prune" in (root / "leaderboard" / "leaderboard.md").read_text()
+    (tmp_path / "test_my_prune.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_prune.py"]
+    tested = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "12 passed" in tested.stdout, tested.stdout + tested.stderr

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import queue
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +27,7 @@ from bench.records import Record, parse
 if TYPE_CHECKING:
     from distributed import Future
 
+_COUNT_AGAIN: Final = 1.0  # seconds for which a number of slots is believed
 _PATIENCE: Final = 10.0  # seconds until somebody is told that there is no worker
 
 
@@ -75,6 +78,7 @@ class _Handout:
         self._running: dict[Future[Any], _Running] = {}
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._suspects: list[_Running] = []  # have lost their workers; run again, one at a time
+        self._slots, self._counted = 0, -math.inf
         self._deserted = False  # whether there is no worker, and that has been said
         self._base_sets = BaseSets(harness.settings.root)
         self._in_the_making: set[str] = set()  # base sets; who needs the same one waits
@@ -83,7 +87,7 @@ class _Handout:
         """Yields records as cells end."""
         try:
             while self._waiting or self._running or self._suspects:
-                self._fill(self._cluster.slots())
+                self._fill()
                 with contextlib.suppress(queue.Empty):
                     record = self._collect(self._ended.get(timeout=_PATIENCE))
                     if record is not None:
@@ -93,8 +97,11 @@ class _Handout:
                 running.done("interrupted", "")
                 running.shown.close()
 
-    def _fill(self, slots: int) -> None:
+    def _fill(self) -> None:
         """Hands out as many cells as there are free slots."""
+        if time.monotonic() - self._counted > _COUNT_AGAIN:
+            self._slots, self._counted = self._cluster.slots(), time.monotonic()
+        slots = self._slots
         if not slots and not self._deserted:
             text = "dask: no worker is left; waiting for one. Ctrl-C ends, the same command resumes"
             print(text, file=sys.stderr, flush=True)

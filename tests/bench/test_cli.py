@@ -272,15 +272,22 @@ def test_seeds_that_are_not(text):
         parse_seeds(text)
 
 
-def test_a_full_disk_while_planning_is_one_clear_message(bench, where, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "remedy"), [("/splits/", "Free some space"), ("/budgets/", "Is the disk full?")]
+)
+def test_a_full_disk_while_planning_is_one_clear_message(bench, where, monkeypatch, folder, remedy):
+    fsync = os.fsync
+
     def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if folder in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
     result = bench("run", "--all", *where)
     assert result.code == 2
     assert "No space left" in result.err
-    assert "Free some space and run again" in result.err
+    assert remedy in result.err
     assert "Traceback" not in result.err
 
 

@@ -138,7 +138,8 @@ def board_table(analysis: Analysis, cited: Citations) -> str:
         "be better; underlined: the best mean. Rank: the range of places that paired comparisons "
         "leave. Oracles and controls are marked."
     )
-    return table("rl" + "r" * (len(heads) - 2), heads, body, caption)
+    defense = r"p{0.2\linewidth}"  # long hyper-parameters break over lines
+    return table(f"r{defense}" + "r" * (len(heads) - 2), heads, body, caption)
 
 
 def _head(column: Column) -> str:

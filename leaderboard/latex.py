@@ -49,14 +49,14 @@ def number(value: Estimate | None, column: Column, *, bold: bool = False) -> str
     if value.low is None or value.high is None:
         return mean
     ends = escape(f"[{column.text(value.low)}, {column.text(value.high)}]")
-    return rf"{mean} {{\scriptsize {ends}}}"
+    return rf"{mean} {{\tiny {ends}}}"
 
 
 def table(align: str, heads: Sequence[str], body: Sequence[Sequence[str]], caption: str) -> str:
     """A ``longtable``, which breaks over pages where it must; cells are LaTeX already.
 
     Args:
-        align: one letter per column.
+        align: one column type per column.
         heads: headings.
         body: rows, each as long as ``heads``.
         caption: above the table.
@@ -64,7 +64,8 @@ def table(align: str, heads: Sequence[str], body: Sequence[Sequence[str]], capti
     rows = "".join(f"{' & '.join(row)} \\\\\n" for row in body)
     return (
         "% Needs \\usepackage{booktabs,longtable}\n"
+        "{\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
         f"\\begin{{longtable}}{{@{{}}{align}@{{}}}}\n\\caption{{{caption}}} \\\\\n\\toprule\n"
         f"{' & '.join(heads)} \\\\\n\\midrule\n\\endhead\n\\bottomrule\n\\endlastfoot\n"
-        f"{rows}\\end{{longtable}}\n"
+        f"{rows}\\end{{longtable}}}}\n"
     )

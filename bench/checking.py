@@ -21,7 +21,8 @@ from typing import Any, Final
 from bench.app import OK, SOME_FAILED
 from bench.conformance import Finding, findings
 from bench.launcher import Launcher
-from bench.registry import BaseEntry, Entry, Registry, adopt, parse_spec
+from bench.registry import BaseEntry, Entry, Registry, adopt
+from bench.specs import parse_spec
 from defenses.base import BaseSet, Defense
 from zoo.adoption import ATTACKS
 from zoo.errors import UserError
@@ -209,7 +210,7 @@ def suite(subject: Subject, data: str | None) -> Iterator[Finding]:
     else:
         from bench.child import load_method
         from bench.defense_rules import RULES as FOR_DEFENSES
-        from bench.defense_rules import Trial
+        from bench.trials import Trial
 
         method = load_method(subject.reference)
         yield from findings(subject.name, Trial(method, subject.params), FOR_DEFENSES)

@@ -22,7 +22,7 @@ from torch import Tensor
 from attacks import Assets, Attack
 from bench.config import Profile
 from bench.priors import prior_of
-from bench.registry import format_spec
+from bench.specs import format_spec
 from zoo.asset_recipes import PriorRecipe
 from zoo.assets import AssetStore
 from zoo.build import check, preparation_of

@@ -49,8 +49,9 @@ from bench.records import (
     metrics_from_dict,
     write,
 )
-from bench.registry import Broken, split_params
+from bench.registry import Broken
 from bench.robustness import Siege, siege_of
+from bench.specs import split_params
 from zoo.assets import AssetStore
 from zoo.build import judge_of, training_set_of
 from zoo.data import Library

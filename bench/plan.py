@@ -19,8 +19,9 @@ from bench.codehash import file_hashes, file_of
 from bench.config import Evasion, Grid, Profile
 from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
-from bench.registry import Broken, Entry, Registry, parse_spec, split_params
+from bench.registry import Broken, Entry, Registry
 from bench.robustness import inputs_of, panel_of
+from bench.specs import parse_spec, split_params
 from zoo.asset_recipes import PriorRecipe, Robust
 from zoo.assets import AssetStore
 from zoo.build import no_training_set

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from bench.config import Grid, Profile
-from bench.registry import parse_spec, split_base
+from bench.specs import parse_spec, split_base
 from defenses import BASE_SETS
 from zoo.asset_recipes import PriorRecipe
 from zoo.prior import PriorSpec

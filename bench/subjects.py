@@ -25,7 +25,8 @@ from bench.config import Grid
 from bench.harness import Settings
 from bench.plan import plan_victims
 from bench.priors import prior_of
-from bench.registry import Registry, format_spec
+from bench.registry import Registry
+from bench.specs import format_spec
 from zoo.assets import AssetStore
 from zoo.build import clean_training_set_of
 from zoo.data import DataSet

@@ -10,7 +10,8 @@ import torch
 
 import defenses
 from bench.conformance import outcome
-from bench.defense_rules import CLASSES, RULES, Trial, runs
+from bench.defense_rules import RULES, runs
+from bench.trials import CLASSES, Trial
 from defenses import Defense
 
 # Enough to take part; hyper-parameters that a method lacks are left out.

@@ -5,7 +5,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from bench.registry import Registry, split_base
+from bench.registry import Registry
+from bench.specs import split_base
 from tests.bench.test_harness import FAULTY, Setup, by_cell
 from zoo.errors import UserError
 

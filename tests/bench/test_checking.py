@@ -15,9 +15,9 @@ from bench.attack_rules import RULES as ATTACK_RULES
 from bench.attack_rules import AttackTrial
 from bench.conformance import findings
 from bench.defense_rules import RULES as DEFENSE_RULES
-from bench.defense_rules import Trial
 from bench.set_rules import RULES as SET_RULES
 from bench.set_rules import SetTrial
+from bench.trials import Trial
 from tests.plugins import marks, misbehaves
 from zoo.adoption import ATTACKS, MATERIALS
 from zoo.errors import UserError

@@ -6,7 +6,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from bench import registry as module
-from bench.registry import Registry, format_spec, parse_spec
+from bench.registry import Registry
+from bench.specs import format_spec, parse_spec
 from zoo.errors import UserError
 
 PLUGIN = """

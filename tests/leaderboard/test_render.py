@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.records import path_of, scan
-from bench.registry import parse_spec
+from bench.specs import parse_spec
 from leaderboard.markdown import escape
 from leaderboard.markup import paper
 from leaderboard.payload import options

@@ -168,10 +168,10 @@ def _make_plan(told: dict[str, Any]) -> _Plan:
     """Plans as the driver has done."""
     from bench.codehash import code_hash
     from bench.config import Profile
+    from bench.environment import check_device
     from bench.harness import Harness, Settings
     from bench.plan import plan_cells
     from bench.registry import Registry
-    from bench.verbs import check_device
     from zoo.data import Library
 
     if tuple(told["code"]) != code_identity() or not _sees(told) or _lacks(told):

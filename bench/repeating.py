@@ -17,7 +17,7 @@ from tabulate import tabulate
 from bench.app import DRIFT, OK
 from bench.base_sets import BaseSets
 from bench.config import Limits, Profile
-from bench.environment import default_device, environment
+from bench.environment import check_device, default_device, environment
 from bench.harness import Harness, Settings
 from bench.plan import PlannedCell
 from bench.progress import Progress
@@ -25,7 +25,7 @@ from bench.records import EVALUATED, Record, RecordError, path_of, read
 from bench.rendering import root_of
 from bench.replan import evasion_of, find_record
 from bench.staleness import Difference, differences, not_found, replanner
-from bench.verbs import Request, check_device
+from bench.verbs import Request
 
 ENVIRONMENT: Final = ("python", "torch", "device", "gpu", "cpu", "precision")
 PATIENCE: Final = 10  # times the limit of a cell that did not reach it

@@ -18,7 +18,7 @@ from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
 from bench.config import Profile, load_profile
 from bench.ending import summary
-from bench.environment import cores, default_device
+from bench.environment import check_device, cores, default_device
 from bench.executors import Executor, check_executor
 from bench.forecast import show_plan
 from bench.harness import Harness, Settings
@@ -161,18 +161,6 @@ def usual_jobs(executor: Executor, device: str) -> int:
     if executor == "dask":
         return 1
     return cores() if device == "cpu" else min(4, cores())
-
-
-def check_device(device: str) -> str:
-    """The device itself; raises a UserError for one that torch does not have."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: {reason}. See: bench doctor") from error
-    return device
 
 
 def build(request: Request, dry_run: bool, json_output: bool) -> int:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import pytest
 
 from bench.cli import main
-from tests.bench.clusters import running_cluster
 
 
 class Result(NamedTuple):
@@ -36,5 +35,7 @@ def bench(capfd, monkeypatch):
 @pytest.fixture(scope="session")
 def scheduler(tmp_path_factory):
     """Address of a scheduler with two worker processes, started by the commands of the docs."""
+    from tests.bench.clusters import running_cluster  # dask, which few tests need
+
     with running_cluster(tmp_path_factory.mktemp("dask")) as address:
         yield address

@@ -18,7 +18,7 @@ from bench.base_sets import BaseSets
 from bench.config import load_profile
 from bench.measurements import measured
 from bench.plan import plan_cells
-from bench.records import Cost
+from bench.records import Cost, digest
 from bench.registry import Registry
 from bench.selection import Selection, select
 from bench.subjects import ProbedSet, Subjects, without
@@ -161,10 +161,16 @@ def test_without_keeps_the_order_and_what_only_looks_alike():
 )
 def test_what_is_not_current_is_left_out_and_counted(where, root, capfd, change, words):
     victim = only_subject(where).victim
-    for path in root.glob("assets/base-sets/*/*/*/base-set.json"):
+    for path in list(root.glob("assets/base-sets/*/*/*/base-set.json")):
         meta = json.loads(path.read_text())
         if meta["inputs"]["victim"] == victim.hash and meta["images"] == 20:
-            path.write_text(json.dumps({**meta, "inputs": {**meta["inputs"], **change}}))
+            other = {**meta["inputs"], **change}
+            key = digest(other)
+            moved = path.parents[2] / key[:2] / key
+            moved.parent.mkdir(exist_ok=True)
+            shutil.move(path.parent, moved)
+            text = json.dumps({**meta, "inputs": other, "key": key})
+            (moved / path.name).write_text(text)
     subjects = Subjects(*prepare(Request(**where)))
     labels = [probed.label for subject in subjects for probed in subject.sets]
     assert labels == ["grey (+20)", "grey[per_class=3]"]

@@ -12,7 +12,7 @@ import pytest
 from bench.records import read_all
 from bench.rendering import render
 
-KILLS = int(os.environ.get("BENCH_TEST_KILLS", "12"))  # thirty take four to eight minutes
+KILLS = int(os.environ.get("BENCH_TEST_KILLS", "5"))  # by hand: two hundred
 PROFILE_SEEDS = list(range(6))
 
 
@@ -78,7 +78,7 @@ def test_kills_at_random_moments(setup, tmp_path):
         if len(now) == cells:  # all done: begin again, for more chances to be hit
             shutil.rmtree(root / "records")
             seen = {}
-    assert interrupted_work > 3  # the kills did hit unfinished runs
+    assert interrupted_work > KILLS // 4  # the kills did hit unfinished runs
     assert start(command, root).wait(timeout=300) == 0
     now = stamps(root)
     assert all(now[path] == stamp for path, stamp in seen.items())

@@ -13,13 +13,13 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from bench.app import OK, SOME_FAILED
-from bench.conformance import Finding, findings
+from bench.conformance import Finding, Rule, findings
 from bench.launcher import Launcher
 from bench.registry import BaseEntry, Entry, Registry, adopt
 from bench.specs import parse_spec
@@ -192,28 +192,30 @@ def in_child(job: dict[str, Any]) -> None:
 
 def suite(subject: Subject, data: str | None) -> Iterator[Finding]:
     """The rules of a subject's kind, one after the other."""
+    trial, rules = rules_for(subject, data)
+    return findings(subject.name, trial, rules)
+
+
+def rules_for(subject: Subject, data: str | None) -> tuple[Any, Sequence[Rule[Any]]]:
+    """What tries a subject out, and the rules that look at it."""
     if subject.plugin is not None:
         adopt(subject.plugin)
     if subject.kind == "attack":
         from bench.attack_rules import RULES as FOR_ATTACKS
         from bench.attack_rules import AttackTrial
 
-        trial = AttackTrial(ATTACKS.find(subject.name), subject.params)
-        yield from findings(subject.name, trial, FOR_ATTACKS)
-    elif subject.kind == "data set":
+        return AttackTrial(ATTACKS.find(subject.name), subject.params), FOR_ATTACKS
+    if subject.kind == "data set":
         from bench.set_rules import RULES as FOR_SETS
         from bench.set_rules import SetTrial
 
         folder = Path(data) if data else None
-        own = SetTrial(subject.name, SETS.find(subject.name), folder)
-        yield from findings(subject.name, own, FOR_SETS)
-    else:
-        from bench.child import load_method
-        from bench.defense_rules import RULES as FOR_DEFENSES
-        from bench.trials import Trial
+        return SetTrial(subject.name, SETS.find(subject.name), folder), FOR_SETS
+    from bench.child import load_method
+    from bench.defense_rules import RULES as FOR_DEFENSES
+    from bench.trials import Trial
 
-        method = load_method(subject.reference)
-        yield from findings(subject.name, Trial(method, subject.params), FOR_DEFENSES)
+    return Trial(load_method(subject.reference), subject.params), FOR_DEFENSES
 
 
 def report(found: list[Finding], width: int) -> str:

@@ -51,9 +51,8 @@ class RobustTraining(_Strict):
 class PriorTraining(_Strict):
     """How generative priors are made: fields of ``zoo.prior.PriorSpec`` and ``PriorSchedule``."""
 
-    steps: int = Field(
-        default=2000, gt=0, le=_MANY
-    )  # of the generator; the critic makes five for each
+    # Of the generator; the critic makes five for each.
+    steps: int = Field(default=2000, gt=0, le=_MANY)
     width: float = Field(default=0.25, gt=0, le=8)  # factor on every channel count
     batch_size: int = Field(default=32, gt=1, le=_MANY)
     lr: float = Field(default=2e-4, gt=0)  # of Adam
@@ -68,9 +67,8 @@ class Grid(_Strict):
     train_images: int | None = Field(default=None, gt=0, le=_MANY)
     attacks: list[str] = Field(min_length=1)
     ood: str | None = None  # overrides the data set's usual out-of-distribution set
-    target: int | None = Field(
-        default=None, ge=0, le=_MANY
-    )  # overrides the protocol's, which goes by seed
+    # Overrides the protocol's, which goes by seed.
+    target: int | None = Field(default=None, ge=0, le=_MANY)
     training: Training
     robust: RobustTraining = RobustTraining()
 

@@ -52,6 +52,17 @@ def runs(trial: Trial, **changes: Any) -> Run:  # noqa: ANN401 (fields of Setup)
     return run
 
 
+def runs_named(trial: Trial, words: str, **changes: Any) -> None:  # noqa: ANN401 (fields of Setup)
+    """The same, with words for the setup in front of whatever is seen."""
+    try:
+        runs(trial, **changes)
+    except (Violation, Remark) as seen:
+        raise type(seen)(f"{words}: {seen}") from seen
+    except Exception as error:  # a stranger's code may raise anything
+        error.add_note(words)
+        raise
+
+
 def same(first: Any, second: Any) -> bool:  # noqa: ANN401 (models or pairs of tensors)
     """Whether two results are equal, bit by bit."""
     if isinstance(first, list | tuple):
@@ -100,14 +111,15 @@ def every_budget(trial: Trial) -> None:
     needs = trial.method.needs
     if isinstance(trial.method, BaseSet) or needs == "nothing":
         return
-    tried: list[dict[str, Any]] = [{"images": 1}, {"images": CLASSES}, {"one_class": True}]
+    tried: dict[str, dict[str, Any]] = {
+        "with a single image": {"images": 1},
+        "with one image per class": {"images": CLASSES},
+        "with images of one class only": {"one_class": True},
+    }
     if needs == "optional":
-        tried.append({"images": None})
-    for changes in tried:
-        try:
-            runs(trial, **changes)
-        except (Violation, Remark) as seen:
-            raise type(seen)(f"with {changes}: {seen}") from seen
+        tried["without images"] = {"images": None}
+    for words, changes in tried.items():
+        runs_named(trial, words, **changes)
 
 
 @rule(
@@ -136,10 +148,9 @@ def every_architecture(trial: Trial) -> None:
         (residual, few),
         (dataclasses.replace(SMALL, norm="group"), trial.usual.images),
     ):
-        try:
-            runs(trial, spec=spec, images=images)
-        except (Violation, Remark) as seen:
-            raise type(seen)(f"on {spec.name} with {spec.norm} normalisation: {seen}") from seen
+        runs_named(
+            trial, f"on {spec.name} with {spec.norm} normalisation", spec=spec, images=images
+        )
 
 
 @rule(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from bench.building import ZooState
 from bench.durations import ASSETS, VICTIMS, Durations, Forecast, Work
 from bench.harness import Settings
-from bench.plan import PlannedCell, cells_per_victim, cells_to_come, plan_cells, states
+from bench.plan import PlannedCell, cells_to_come, plan_cells, states
 from bench.records import Record, read_all
 from bench.registry import Broken, Registry
 from zoo.recipes import VictimRecipe
@@ -34,7 +34,6 @@ def show_plan(
         settings.profile, registry, settings.root, settings.library, twins=twins
     )
     records, problems = read_all(settings.root)
-    per_victim = cells_per_victim(settings.profile, registry)
     table: dict[str, Counter[str]] = {}
     to_run: list[PlannedCell] = []
     for planned, what in zip(cells, states(settings.root, cells, records), strict=True):
@@ -42,7 +41,7 @@ def show_plan(
         again = what == "failed" and settings.retry_failed
         if what in ("stale", "missing") or again:
             to_run.append(planned)
-    unbuilt = per_victim * len(missing)
+    unbuilt = len(cells_to_come(settings.profile, registry)) * len(missing)
     works = works_of(settings, registry, to_run, missing)
     time = forecast(settings, state, works, records)
     known = time.known

@@ -88,7 +88,7 @@ class Settings:
 
 
 class PerVictim(Generic[Made]):
-    """Sets by victim: stamped once, shared by all cells of the victim (or twin)."""
+    """What is made once of a victim (or twin), and shared by all its cells."""
 
     def __init__(self, make: Callable[[Stored], Made]) -> None:
         self._make = make
@@ -96,7 +96,7 @@ class PerVictim(Generic[Made]):
         self._made: OrderedDict[str, Made] = OrderedDict()
 
     def of(self, victim: Stored) -> Made:
-        """The set of a victim or twin; raises what making it raises."""
+        """What was made of a victim or twin; raises what making it raises."""
         with self._lock:
             if victim.hash not in self._made:
                 self._made[victim.hash] = self._make(victim)
@@ -120,6 +120,7 @@ class Harness:
         self._judges = PerVictim(lambda v: judge_of(v, library.load(v.meta["dataset"])))
         self._training_sets = PerVictim(lambda v: training_set_of(v, root, library))
         self._sieges = PerVictim(self._besiege)
+        self._weights = PerVictim(Stored.checked_weights)  # hashed once, not for every cell
         self._base_sets, self._assets = BaseSets(root), AssetStore(root)
         self._base_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._launcher = launcher or Launcher("bench.child:run_cell", fork=settings.fork)
@@ -229,7 +230,7 @@ class Harness:
     def _run_defense(self, planned: PlannedCell, work: Path, log: Path) -> dict[str, Any]:
         """Runs the defense, on its base set where it has one."""
         try:
-            planned.victim.checked_weights()
+            self._weights.of(planned.victim)
             data = None if planned.base else self._data(planned)
         except UserError as error:  # damaged; what it was trained on cannot be made again
             return failed(error)

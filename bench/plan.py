@@ -137,12 +137,6 @@ def plan_cells(
     return cells, missing
 
 
-def cells_per_victim(profile: Profile, registry: Registry) -> int:
-    """How many cells one more victim adds."""
-    tokens = sum(len(_tokens(profile, entry)) for _, entry, _ in _defenses(profile, registry))
-    return tokens * len(profile.defense_seeds)
-
-
 def cells_to_come(profile: Profile, registry: Registry) -> list[tuple[str, bool]]:
     """The cells that one more victim adds: of which defense, and whether anything will run."""
     return [

@@ -61,6 +61,31 @@ class Figure:
         return abs(self.new - self.old) <= self.tolerance
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of running a cell again."""
+
+    record: Record
+    again: Record
+    label: str  # of the cell
+    figures: Sequence[Figure]
+    differences: Sequence[Difference]
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "key": self.record.key,
+            "cell": self.label,
+            "verdict": self.verdict.partition(" ")[0],
+            "exactly": self.verdict == "REPRODUCED",
+            "status": {"old": self.record.status, "new": self.again.status},
+            "figures": [asdict(figure) for figure in self.figures],
+            "differences": [asdict(difference) for difference in self.differences],
+            "error": self.again.error,
+        }
+
+
 class Rehearsal(Harness):
     """Runs cells as ever, with base sets made anew, and keeps nothing.
 
@@ -102,12 +127,20 @@ def repro(request: Request, cell: str, json_output: bool) -> int:
         )
         with Rehearsal(settings, scratch) as harness, Progress("repro", 1, 1) as progress:
             (again,) = harness.run([planned], progress)
-    found = [*differences(record, planned), *surroundings(record, environment(device))]
     figures = compare(record, again, seeds_of(root, record))
-    verdict = judge(record, again, figures)
-    show = _show_json if json_output else _show
-    show(record, again, planned, figures, found, verdict)
-    return DRIFT if verdict == "DRIFTED" else OK
+    answer = Answer(
+        record=record,
+        again=again,
+        label=planned.label,
+        figures=figures,
+        differences=[*differences(record, planned), *surroundings(record, environment(device))],
+        verdict=judge(record, again, figures),
+    )
+    if json_output:
+        print(json.dumps(answer.to_dict(), indent=1))
+    else:
+        _show(answer)
+    return DRIFT if answer.verdict == "DRIFTED" else OK
 
 
 def limits_of(record: Record) -> Limits:
@@ -218,51 +251,24 @@ def judge(old: Record, new: Record, figures: Sequence[Figure]) -> Verdict:
     return "REPRODUCED" if same else "REPRODUCED within the spread"
 
 
-def _show_json(
-    record: Record,
-    again: Record,
-    planned: PlannedCell,
-    figures: Sequence[Figure],
-    found: Sequence[Difference],
-    verdict: Verdict,
-) -> None:
-    content = {
-        "key": record.key,
-        "cell": planned.label,
-        "verdict": verdict.partition(" ")[0],
-        "exactly": verdict == "REPRODUCED",
-        "status": {"old": record.status, "new": again.status},
-        "figures": [asdict(figure) for figure in figures],
-        "differences": [asdict(difference) for difference in found],
-        "error": again.error,
-    }
-    print(json.dumps(content, indent=1))
-
-
-def _show(
-    record: Record,
-    again: Record,
-    planned: PlannedCell,
-    figures: Sequence[Figure],
-    found: Sequence[Difference],
-    verdict: Verdict,
-) -> None:
+def _show(answer: Answer) -> None:
+    record, again, figures = answer.record, answer.again, answer.figures
     exactly = f": all {len(figures)} figures to the last digit" if figures else ""
-    print(f"{verdict}{exactly if verdict == 'REPRODUCED' else ''}")
-    print(f"{planned.label}, record {record.key[:12]}")
+    print(f"{answer.verdict}{exactly if answer.verdict == 'REPRODUCED' else ''}")
+    print(f"{answer.label}, record {record.key[:12]}")
     if record.status != again.status:
         print(f"status: {record.status} in the record, {again.status} now")
         if again.error:
             print(f"now: {again.error.get('message', '')}", file=sys.stderr)
     else:
         print(f"status: {again.status}")
-    if verdict != "REPRODUCED" and figures:
+    if answer.verdict != "REPRODUCED" and figures:
         print(f"\n{_table(figures)}\n\n{_rule(figures)}")
-    if found:
-        rows = [[d.input, d.old, d.new, d.words] for d in found]
+    if answer.differences:
+        rows = [[d.input, d.old, d.new, d.words] for d in answer.differences]
         heads = ["differs now", "record", "now", "what it means"]
         print("\n" + tabulate(rows, heads, disable_numparse=True))
-    elif verdict == "DRIFTED":
+    elif answer.verdict == "DRIFTED":
         print("\nno input and no version differs: the defense does not repeat itself")
 
 

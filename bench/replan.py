@@ -21,7 +21,7 @@ from zoo.asset_recipes import PriorRecipe
 from zoo.assets import AssetStore
 from zoo.data import DataSet, Library
 from zoo.errors import UserError
-from zoo.files import file_digest, read_json, slug
+from zoo.files import read_json, slug
 from zoo.prior import PriorSpec
 from zoo.prior_training import PriorSchedule
 from zoo.recipes import VictimRecipe
@@ -129,7 +129,8 @@ class Replanner:
         alike = []
         for stored in stored_models(self._root):
             if stored.hash == sha:
-                return _undamaged(stored)
+                stored.checked_weights()
+                return stored
             names = ("dataset", "arch", "attack", "label_rule", "poison_rate")
             found = tuple(stored.meta.get(name) for name in names)
             if found == place and stored.meta.get("seed") == cell.victim_seed and stored.admitted:
@@ -141,7 +142,8 @@ class Replanner:
                 f"{self._root / 'zoo'}{several}. Copy it from where the record was made: "
                 "bench merge"
             )
-        return _undamaged(alike[0])
+        alike[0].checked_weights()
+        return alike[0]
 
     def _twin(self, record: Record, victim: Stored) -> Stored:
         for stored in stored_models(self._root):
@@ -203,16 +205,6 @@ def stored_models(root: Path) -> Iterator[Stored]:
                 yield Stored(folder=path.parent, meta=meta)
         except (OSError, ValueError, TypeError):
             continue
-
-
-def _undamaged(stored: Stored) -> Stored:
-    """The victim itself; raises a UserError if its weights are not those it was stored with."""
-    if file_digest(stored.weights_path) != stored.hash:
-        raise UserError(
-            f"{stored.weights_path} is not what victim.json says: edited or damaged. Copy it "
-            "again, or delete the folder and build again"
-        )
-    return stored
 
 
 def _ood_of(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import string
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -33,9 +34,8 @@ def new(what: str, name: str) -> int:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     print(path)
-    print(
-        f"next: bench check {path}   then: bench run --plugin {path}   (docs/adding-a-defense.md)"
-    )
+    then = f"bench run --plugin {path}"
+    print(f"next: bench check {path}, then: {then}; see docs/adding-a-defense.md", file=sys.stderr)
     return OK
 
 

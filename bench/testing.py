@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bench.checking import of_source, suite
-from bench.conformance import Finding
+from bench.checking import of_source, rules_for
+from bench.conformance import Rule, outcome
 from bench.registry import Registry
 
 
-def conformance_tests(source: str | Path) -> Callable[[Finding], None]:
+def conformance_tests(source: str | Path) -> Callable[[Any, Rule[Any]], None]:
     """A test that fails for each rule of `bench check` that does not hold.
 
     Assign it to a name that begins with ``test_``. Hyper-parameters are the defaults.
@@ -24,10 +25,16 @@ def conformance_tests(source: str | Path) -> Callable[[Finding], None]:
     registry.add(str(source))
     broken = [f"{b.name}: {b.error_type}: {b.message}" for b in registry.broken.values()]
     assert not broken, broken
-    found = [f for subject in of_source(registry, str(source)) for f in suite(subject, None)]
+    cases = []
+    for subject in of_source(registry, str(source)):
+        trial, rules = rules_for(subject, None)
+        cases += [pytest.param(trial, rule, id=f"{subject.name}-{rule.name}") for rule in rules]
 
-    @pytest.mark.parametrize("finding", found, ids=lambda f: f"{f.subject}-{f.rule}")
-    def test_conformance(finding: Finding) -> None:
-        assert finding.verdict != "fail", f"{finding.seen}\n{finding.why}\n{finding.remedy}"
+    def test_conformance(trial: Any, rule: Rule[Any]) -> None:  # noqa: ANN401 (of any kind)
+        verdict, seen = outcome(rule, trial)
+        assert verdict != "fail", f"{seen}\n{rule.why}\n{rule.remedy}"
 
-    return test_conformance
+    made: Callable[[Any, Rule[Any]], None] = pytest.mark.parametrize(("trial", "rule"), cases)(
+        test_conformance
+    )
+    return made

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from bench import checking, codehash
 from bench.attack_rules import RULES as ATTACK_RULES
 from bench.attack_rules import AttackTrial
+from bench.audit import watched
 from bench.conformance import findings
 from bench.defense_rules import RULES as DEFENSE_RULES
 from bench.set_rules import RULES as SET_RULES
@@ -73,12 +76,29 @@ def test_a_defense_that_breaks_a_rule_is_told_which(name, rule, verdict, seen):
     }
 
 
-def test_a_file_that_is_written_elsewhere_is_named():
-    trial = Trial(misbehaves.says_nothing.defense)
-    run = trial.again()
-    run.events.append("writes /home/me/notes.txt")  # as the audit hook tells
-    found = verdicts("x", trial, DEFENSE_RULES)
-    assert found["no-files-no-network"] == ("fail", "writes /home/me/notes.txt")
+def test_what_is_written_elsewhere_or_called_is_seen(tmp_path, monkeypatch):
+    allowed, other = tmp_path / "allowed", tmp_path / "other"
+    allowed.mkdir()
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(allowed))
+    (other / "known.txt").write_text("before anybody looks")
+    with watched() as events:
+        (allowed / "scratch.txt").write_text("in the temporary folder")
+        (other / "known.txt").read_text()
+    assert events == []
+    with watched() as events:
+        (other / "notes.txt").write_text("elsewhere")
+        (other / "known.txt").unlink()
+        socket.getaddrinfo("localhost", 80)
+    assert [event.split()[0] for event in events] == ["writes", "os.remove", "socket.getaddrinfo"]
+    assert str(other / "notes.txt") in events[0]
+
+
+def test_a_defense_that_writes_elsewhere_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "allowed"))
+    monkeypatch.setattr(misbehaves, "DIARY", tmp_path / "diary.txt")
+    found = verdicts("x", Trial(misbehaves.keeps_a_diary.defense), DEFENSE_RULES)
+    assert found == {"no-files-no-network": ("fail", f"writes {tmp_path / 'diary.txt'}")}
 
 
 def test_a_base_set_that_changes_its_victim():
@@ -126,10 +146,9 @@ def test_a_data_set_that_breaks_a_rule_is_told_which(function, rule, seen):
 @pytest.mark.parametrize("what", ["defense", "attack", "dataset"])
 def test_what_new_writes_passes_and_is_not_overwritten(bench, tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
-    assert bench("new", what, "my-thing").out == "my_thing.py\n" + (
-        "next: bench check my_thing.py   then: bench run --plugin my_thing.py   "
-        "(docs/adding-a-defense.md)\n"
-    )
+    made = bench("new", what, "my-thing")
+    assert made.out == "my_thing.py\n"
+    assert "next: bench check my_thing.py, then: bench run --plugin my_thing.py" in made.err
     result = bench("check", "my_thing.py", "--json")
     assert result.code == 0, result
     assert {f["verdict"] for f in json.loads(result.out)} == {"pass"}
@@ -331,5 +350,5 @@ def test_the_page_on_adding_a_defense_works_as_written(
     exec(compile(test, "test_my_prune.py", "exec"), own)
     (parametrize,) = own["test_my_prune"].pytestmark
     assert len(parametrize.args[1]) == 12
-    for finding in parametrize.args[1]:
-        own["test_my_prune"](finding)
+    for case in parametrize.args[1]:
+        own["test_my_prune"](*case.values)

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.config import BUILT_IN, check_budget, load_profile, parse_profile
-from bench.plan import cells_per_victim, plan_victims, twins_of
+from bench.plan import cells_to_come, plan_victims, twins_of
 from bench.registry import Registry
 from bench.selection import Selection, select
 from tests.conftest import TOY_PROFILE
@@ -16,7 +16,7 @@ def test_built_in_profiles_load_and_name_only_what_exists(name):
     profile = load_profile(name)
     assert profile.name == name
     assert plan_victims(profile)
-    assert cells_per_victim(profile, Registry()) >= 5
+    assert len(cells_to_come(profile, Registry())) >= 5
 
 
 def test_the_paper_profile_is_the_protocol():

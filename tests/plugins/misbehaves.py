@@ -86,6 +86,16 @@ def takes_notes(model, view):
     return model
 
 
+DIARY = Path()  # a test names a file
+
+
+@defense("keeps-a-diary", paper="test", needs="nothing")
+def keeps_a_diary(model, view):
+    """Writes where it likes."""
+    DIARY.write_text("dear diary")
+    return model
+
+
 @defense("knows-ten-classes", paper="test", needs="nothing")
 def knows_ten_classes(model, view):
     """Has the number of classes of its author's data set in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -21,7 +22,12 @@ _PASSED: Final = (
     *("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
 )
 _GRACE_SECONDS: Final = 2.0  # between SIGTERM and SIGKILL
+_CLOSE_SECONDS: Final = 5.0  # for what runs to be killed
 _START_SECONDS: Final = 900.0  # for a server to import torch, on the slowest of machines
+
+# What a server tells of a child; None where the server is gone, _STOP where the launcher is closed.
+_Events = queue.Queue[dict[str, Any] | None]
+_STOP: Final[dict[str, Any]] = {"stop": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,9 @@ class Runner(Protocol):
 
 
 class Launcher:
-    """Runs jobs in children of one warm server (or in fresh interpreters); thread-safe.
+    """Runs jobs in children of a warm server (or in fresh interpreters); thread-safe.
+
+    All launchers of a process share one server per target: whoever comes later finds it warm.
 
     Args:
         target: ``module:function``, called with the job in the child.
@@ -61,8 +69,8 @@ class Launcher:
     def __init__(self, target: str, fork: bool = hasattr(os, "fork")) -> None:
         self._target = target
         self._fork = fork
-        self._lock = threading.Lock()
-        self._server: _Server | None = None
+        self._idle = threading.Condition()  # guards the two below
+        self._waiting: set[_Events] = set()
         self._closed = False
 
     def run(
@@ -83,52 +91,60 @@ class Launcher:
         message = {"job": job, "cwd": str(cwd), "log": str(log), "memory": memory}
         if not self._fork:
             return _run_fresh(self._target, message, seconds)
-        with self._lock:
+        events: _Events = queue.Queue()
+        with self._idle:
             if self._closed:  # a slot that has not heard of the end must start nothing new
                 raise ClosedError
-            if self._server is not None and not self._server.alive:
-                self._server.close()
-                self._server = None
-            if self._server is None:
-                self._server = _Server(self._target)
-            server = self._server
-        ended = server.run(message, seconds)
+            self._waiting.add(events)
+        try:
+            ended = _server_of(self._target).run(message, seconds, events)
+        finally:
+            with self._idle:
+                self._waiting.discard(events)
+                self._idle.notify_all()
         if ended.lost and self._closed:
             raise ClosedError
         return ended
 
     def close(self) -> None:
-        """Ends the server and every child it still has; whatever is run later is refused."""
-        with self._lock:
+        """Ends every child this launcher still has; whatever is run later is refused."""
+        with self._idle:
             self._closed = True
-            if self._server is not None:
-                self._server.close()
-            self._server = None
+            for events in self._waiting:
+                events.put(_STOP)
+            self._idle.wait_for(lambda: not self._waiting, _CLOSE_SECONDS)
 
 
 class _Server:
     """The parent's side of one server process."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, environment: dict[str, str]) -> None:
+        self.environment = environment
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.forkserver", target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=clean_environment(),
+            env=environment,
             cwd=os.path.abspath(os.sep),
             text=True,
             bufsize=1,
             start_new_session=True,
         )
-        self._events: dict[int, queue.Queue[dict[str, Any] | None]] = {}
+        self._events: dict[int, _Events] = {}
+        self._running: dict[int, int] = {}  # process ids
         self._lock = threading.Lock()
         self._next = 0
         self.alive = True
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def run(self, message: dict[str, Any], seconds: float) -> Exit:
-        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for a child of this server."""
+        return not self._events
+
+    def run(self, message: dict[str, Any], seconds: float, events: _Events) -> Exit:
+        """Runs one job; a child that nobody waits for any more, for whatever reason, is killed."""
         with self._lock:
             number = self._next
             self._next += 1
@@ -138,12 +154,16 @@ class _Server:
                 self._process.stdin.write(json.dumps({"id": number, **message}) + "\n")
             except (OSError, ValueError):  # it died (_listen tells the waiting calls), or is closed
                 self.alive = False
+                del self._events[number]
                 return Exit(rc=-1, timed_out=False, lost=True)
         try:
             return _await(events, seconds)
         finally:
             with self._lock:
                 del self._events[number]
+                pid = self._running.get(number)
+            if pid is not None and self.alive:
+                _kill(pid)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -162,8 +182,15 @@ class _Server:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             event = json.loads(line)
+            number = event["id"]
             with self._lock:
-                if (events := self._events.get(event["id"])) is not None:
+                if "pid" in event:
+                    self._running[number] = event["pid"]
+                    if number not in self._events:  # its launcher was closed in the meantime
+                        _kill(event["pid"])
+                else:
+                    self._running.pop(number, None)
+                if (events := self._events.get(number)) is not None:
                     events.put(event)
         self.alive = False
         with self._lock:
@@ -171,7 +198,31 @@ class _Server:
                 events.put(None)
 
 
-def _await(events: queue.Queue[dict[str, Any] | None], seconds: float) -> Exit:
+_servers: dict[str, _Server] = {}  # by target
+_servers_lock: Final = threading.Lock()
+
+
+def _server_of(target: str) -> _Server:
+    """The warm server of a target; a new one where there is none, or none of this environment."""
+    environment = clean_environment()
+    with _servers_lock:
+        server = _servers.get(target)
+        if server is not None and server.alive and server.environment == environment:
+            return server
+        if server is not None and (server.idle or not server.alive):
+            server.close()
+        _servers[target] = _Server(target, environment)
+        return _servers[target]
+
+
+@atexit.register
+def _close_servers() -> None:
+    with _servers_lock:
+        while _servers:
+            _servers.popitem()[1].close()
+
+
+def _await(events: _Events, seconds: float) -> Exit:
     """Waits for a child's end; kills its process group when the time is up.
 
     The time begins with the child: that a server needs a minute to start is no fault of a job's.
@@ -192,11 +243,20 @@ def _await(events: queue.Queue[dict[str, Any] | None], seconds: float) -> Exit:
             continue
         if event is None:
             return Exit(rc=-1, timed_out=False, lost=True)
+        if event is _STOP:
+            raise ClosedError
         if "pid" in event:
             pid = event["pid"]
             deadline = time.monotonic() + seconds
         else:
             return Exit(rc=event["rc"], timed_out=stage > 0)
+
+
+def _kill(pid: int) -> None:
+    """Kills a child and its children."""
+    for kill in (os.killpg, os.kill):  # one that was just forked leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
 
 
 def _run_fresh(target: str, message: dict[str, Any], seconds: float) -> Exit:

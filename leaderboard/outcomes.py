@@ -37,7 +37,9 @@ class Outcome:
     @property
     def reason(self) -> str:
         """Why there is no repaired model, in the words of the record; empty if there is one."""
-        error = self.record.error or {}
+        error = self.record.error
+        if not error:
+            return ""
         words = [str(error[name]) for name in ("type", "message") if error.get(name)]
         return " ".join(": ".join(words).split())
 

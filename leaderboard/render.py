@@ -105,9 +105,10 @@ def log_tails(root: Path, records: Iterable[Record]) -> dict[str, str]:
     tails: dict[str, str] = {}
     room = LOGS
     for record in records:
-        path = path_of(root, record).with_suffix(".log")
+        if record.status not in FAILED or room <= 0:
+            continue
         # Not through a link, which would publish whatever file it points at.
-        if record.status in FAILED and room > 0 and (text := read_tail(path, LOG + 1)):
+        if text := read_tail(path_of(root, record).with_suffix(".log"), LOG + 1):
             tails[record.key] = text if len(text) <= LOG else f"…{text[-LOG:]}"
             room -= len(tails[record.key])
     return tails

@@ -25,6 +25,8 @@ def run(job):
         eat()
     elif action == "hang":
         hang()
+    elif action == "environment":
+        Path("out.txt").write_text(f"{os.environ[job['variable']]} {os.getppid()}")
 
 
 def eat():

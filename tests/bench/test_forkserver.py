@@ -31,6 +31,29 @@ def run(launcher, tmp_path, name="x", seconds=60.0, memory=0, **job):
     return ended, cwd, log.read_text()
 
 
+def stat(pid):
+    """State and parent's process id."""
+    state, parent = Path(f"/proc/{pid}/stat").read_text().split()[2:4]
+    return state, int(parent)
+
+
+def gone(pid):
+    return not Path(f"/proc/{pid}").exists() or stat(pid)[0] == "Z"
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def child_in(folder):
+    """The process id of a child that hangs: the parent of the one it tells of."""
+    wait_for((folder / "pid.txt").exists)
+    return stat(int((folder / "pid.txt").read_text()))[1]
+
+
 def test_a_job_runs_in_its_folder_and_its_output_is_kept(launcher, tmp_path):
     ended, cwd, log = run(launcher, tmp_path, action="write", text="hello")
     assert (ended.rc, ended.timed_out) == (0, False)
@@ -51,9 +74,7 @@ def test_a_hung_child_is_ended_with_its_own_children(launcher, tmp_path):
     assert ended.timed_out
     assert time.monotonic() - begun < 20
     grandchild = int((cwd / "pid.txt").read_text())
-    time.sleep(0.3)
-    state = Path(f"/proc/{grandchild}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    wait_for(lambda: gone(grandchild))
 
 
 def test_memory_is_limited(launcher, tmp_path):
@@ -97,19 +118,12 @@ Launcher({TARGET!r}).run({{"action": "hang"}}, cwd=cwd, log=cwd / "log", seconds
 """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, "-c", script], env=env)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "pid.txt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for((tmp_path / "pid.txt").exists)
     time.sleep(0.2)
     parent.kill()
     parent.wait()
     child = int((tmp_path / "pid.txt").read_text())
-    while Path(f"/proc/{child}").exists():
-        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: gone(child))
 
 
 def test_the_environment_is_an_allow_list(monkeypatch):
@@ -131,21 +145,14 @@ def test_children_end_with_a_server_that_was_killed(tmp_path, monkeypatch):
         target=lambda: ended.append(run(launcher, tmp_path, action="hang")[0])
     )
     thread.start()
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "x" / "pid.txt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    grandchild = int((tmp_path / "x" / "pid.txt").read_text())
-    child = int(Path(f"/proc/{grandchild}/stat").read_text().split()[3])
-    os.kill(launcher._server._process.pid, signal.SIGKILL)
+    child = child_in(tmp_path / "x")
+    server = stat(child)[1]
+    assert b"bench.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes()
+    os.kill(server, signal.SIGKILL)
     thread.join(30)
     assert ended[0].lost
-    while Path(f"/proc/{child}").exists():
-        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(grandchild, signal.SIGKILL)
+    wait_for(lambda: gone(child))
+    os.kill(int((tmp_path / "x" / "pid.txt").read_text()), signal.SIGKILL)
     launcher.close()
 
 
@@ -157,4 +164,47 @@ def test_a_closed_launcher_starts_nothing(tmp_path, monkeypatch):
     (tmp_path / "log").touch()
     with pytest.raises(ClosedError):
         launcher.run({}, cwd=tmp_path, log=tmp_path / "log", seconds=1, memory=0)
-    assert launcher._server is None
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_launchers_share_a_server_and_end_only_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    first, second = Launcher(TARGET), Launcher(TARGET)
+    ended = {}
+
+    def hang(name, launcher):
+        try:
+            ended[name] = run(launcher, tmp_path, name, seconds=30, action="hang")[0]
+        except ClosedError:
+            ended[name] = "closed"
+
+    launchers = {"a": first, "b": second}
+    threads = [threading.Thread(target=hang, args=item) for item in launchers.items()]
+    for thread in threads:
+        thread.start()
+    children = {name: child_in(tmp_path / name) for name in launchers}
+    assert stat(children["a"])[1] == stat(children["b"])[1]
+    first.close()
+    threads[0].join(10)
+    assert ended == {"a": "closed"}
+    wait_for(lambda: gone(children["a"]))
+    assert not gone(children["b"])
+    assert run(second, tmp_path, "c", action="write", text="1")[0].rc == 0
+    second.close()
+    threads[1].join(10)
+    wait_for(lambda: gone(children["b"]))
+
+
+def test_another_environment_is_another_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    servers = []
+    for i, folder in enumerate(("one", "one", "other")):
+        monkeypatch.setenv("TMPDIR", folder)
+        launcher = Launcher(TARGET)
+        run(launcher, tmp_path, str(i), action="environment", variable="TMPDIR")
+        found, server = (tmp_path / str(i) / "out.txt").read_text().split()
+        assert found == folder
+        servers.append(server)
+        launcher.close()
+    assert servers[0] == servers[1] != servers[2]
+    wait_for(lambda: gone(int(servers[0])))

@@ -13,12 +13,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bench import building
 from bench.building import build_zoo, zoo_state
 from bench.config import load_profile
 from bench.environment import cores
 from bench.harness import Settings, Watcher
-from bench.launcher import Launcher
 from tests.benchmarks.plain import PilImages, plain_layers, plain_training
 from tests.benchmarks.test_speed import bar, model_of, seconds
 from tests.conftest import coloured, write_parquet
@@ -49,7 +47,7 @@ class Zoo:
     Its server of child processes stays warm, as it does in the hours of a real build.
     """
 
-    def __init__(self, folder, monkeypatch, *, images, arch, seeds, device, jobs):
+    def __init__(self, folder, *, images, arch, seeds, device, jobs):
         for part, count, seed in (("train", images, 1), ("test", 100, 2)):
             pictures, labels = coloured(count, 10, seed)
             names = [f"{i}.png" for i in range(count)]
@@ -60,9 +58,6 @@ class Zoo:
         self.library = Library(data=folder / "data", cache=folder / "cache")
         self.profile, self.jobs = load_profile(str(profile)), jobs
         self.trainings = 2 * len(seeds)  # a twin and a victim each
-        self.launcher = Launcher("bench.builder:run")
-        self.close, self.launcher.close = self.launcher.close, lambda: None
-        monkeypatch.setattr(building, "Launcher", lambda *_, **__: self.launcher)
 
     def build(self):
         self.rounds += 1
@@ -109,36 +104,26 @@ def report(benchmark, zoo, slow):
 
 @pytest.mark.skipif(cores() < 2, reason="worker slots need more than one core")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # the DataLoader's
-def test_worker_slots_against_one_victim_after_another(benchmark, tmp_path, monkeypatch):
-    zoo = Zoo(
-        tmp_path, monkeypatch, images=256, arch="small_vgg", seeds=[0, 1], device="cpu", jobs=2
-    )
+def test_worker_slots_against_one_victim_after_another(benchmark, tmp_path):
+    zoo = Zoo(tmp_path, images=256, arch="small_vgg", seeds=[0, 1], device="cpu", jobs=2)
     slow = []
-    try:
-        zoo.build()  # starts the server
-        benchmark.pedantic(
-            zoo.build,
-            setup=lambda: slow.append(seconds(lambda: zoo.plain(2, cores())) / 2),
-            rounds=2,
-            iterations=1,
-        )
-    finally:
-        zoo.close()
+    zoo.build()  # starts the server
+    benchmark.pedantic(
+        zoo.build,
+        setup=lambda: slow.append(seconds(lambda: zoo.plain(2, cores())) / 2),
+        rounds=2,
+        iterations=1,
+    )
     assert report(benchmark, zoo, min(slow)) >= bar(1.5, 1.5, 1.3)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_fourteen_seeds_share_a_card(benchmark, tmp_path, monkeypatch):
+def test_fourteen_seeds_share_a_card(benchmark, tmp_path):
     """The seeds of the profile `paper`, victims and twins, as four processes on one card."""
     seeds = list(range(14))
-    zoo = Zoo(
-        tmp_path, monkeypatch, images=20_000, arch="resnet18", seeds=seeds, device="cuda", jobs=4
-    )
-    try:
-        benchmark.pedantic(zoo.build, rounds=1, iterations=1)
-    finally:
-        zoo.close()
+    zoo = Zoo(tmp_path, images=20_000, arch="resnet18", seeds=seeds, device="cuda", jobs=4)
+    benchmark.pedantic(zoo.build, rounds=1, iterations=1)
     slow = min(seconds(lambda: zoo.plain(1, cores())) for _ in range(2))
     assert report(benchmark, zoo, slow) >= 3

@@ -43,7 +43,7 @@ class Progress(Watcher):
         )
         self._lock = threading.Lock()
         self._running: dict[int, tuple[str, float, Share]] = {}
-        self._next = self._done = self._failed = 0
+        self._next = self._done = self._failed = self._stopped = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -57,11 +57,11 @@ class Progress(Watcher):
     def __exit__(self, *details: object) -> None:
         if self._live is not None:
             self._live.__exit__(None, None, None)
-        if self._done:
-            seconds = self._elapsed()
-            text = f"{self._title}: {self._done} done in {duration(seconds)}"
-            failed = f", {self._failed} failed" if self._failed else ""
-            print(text + failed, file=sys.stderr, flush=True)
+        if self._done or self._stopped:
+            text = f"{self._title}: {self._done} done in {duration(self._elapsed())}"
+            counts = {"failed": self._failed, "interrupted": self._stopped}
+            more = [f", {count} {what}" for what, count in counts.items() if count]
+            print(text + "".join(more), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def task(self, label: str, share: Share = None) -> Iterator[Callable[[str, str], None]]:
@@ -82,10 +82,14 @@ class Progress(Watcher):
     def _finish(self, number: int, label: str, status: str, text: str) -> None:
         with self._lock:
             seconds = time.monotonic() - self._running.pop(number)[1]
+            what = f"{label}: {status}, {duration(seconds)}  {text}".rstrip()
+            if status == "interrupted":  # neither done nor failed: the next run does it
+                self._stopped += 1
+                return
             self._done += 1
             bad = status not in GOOD
             self._failed += bad
-            line = f"[{self._done}/{self._total}] {label}: {status}, {duration(seconds)}  {text}"
+            line = f"[{self._done}/{self._total}] {what}"
             if self._live is None:
                 print(f"{line}  (ETA {self.eta()})", file=sys.stderr, flush=True)
             elif bad:

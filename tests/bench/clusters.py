@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from distributed import Client
@@ -26,6 +27,16 @@ def commands():
     found = [line.rstrip(" &") for line in block.splitlines() if line.startswith("dask ")]
     assert [line.split()[1] for line in found] == ["scheduler", "worker"]
     return found
+
+
+@dataclass
+class Cluster:
+    address: str
+    scheduler: subprocess.Popen
+
+    def kill_scheduler(self):
+        self.scheduler.kill()
+        self.scheduler.wait()
 
 
 @contextlib.contextmanager
@@ -51,7 +62,7 @@ def running_cluster(folder):
                     )
                 )
         wait_for_workers(address, 2)
-        yield address
+        yield Cluster(address, processes[0])
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)

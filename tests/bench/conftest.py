@@ -37,5 +37,5 @@ def scheduler(tmp_path_factory):
     """Address of a scheduler with two worker processes, started by the commands of the docs."""
     from tests.bench.clusters import running_cluster  # dask, which few tests need
 
-    with running_cluster(tmp_path_factory.mktemp("dask")) as address:
-        yield address
+    with running_cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        yield cluster.address

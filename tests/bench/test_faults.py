@@ -6,6 +6,7 @@ Six good cells run beside every fault, on every executor, and all six are delive
 import errno
 import itertools
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ import pytest
 from distributed import Client
 
 from bench.records import FAILED, path_of, read_all
-from tests.bench.clusters import wait_for_workers
+from tests.bench.clusters import running_cluster, wait_for_workers
 from tests.bench.driver import Drivers
 from tests.bench.setups import Setup
 from zoo.errors import UserError
@@ -184,6 +185,22 @@ def test_ctrl_c_ends_a_run_on_dask_and_the_next_one_does_the_rest(
     assert drivers.wait(60) == 130
     assert "the same command resumes" in (drivers.folder / "driver.log").read_text()
     resume(on_dask)
+
+
+def test_a_lost_scheduler_ends_the_run_and_the_next_one_does_the_rest(
+    tmp_path, root, toy_data, toy_profile, plugin, drivers
+):
+    with running_cluster(tmp_path) as cluster:
+        options = {"executor": "dask", "scheduler": cluster.address}
+        setup = Setup(root, toy_data, toy_profile, [plugin], **options)
+        start_a_run_that_hangs(setup, drivers, toy_profile, plugin)
+        wait_until(lambda: len(records_of(root)) >= 3)
+        cluster.kill_scheduler()
+        assert drivers.wait(60) == 2
+    said = (drivers.folder / "driver.log").read_text()
+    assert "the scheduler went away. Start it again; the same command resumes" in said
+    assert re.search(r"cells: \d+ done in [^,]*, 2 interrupted", said)
+    resume(Setup(root, toy_data, toy_profile, [plugin]))
 
 
 def wait_until(condition):

@@ -9,13 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Final
+from typing import Final, TypeVar
 
 from leaderboard.outcomes import Outcome
 from leaderboard.remarks import remarks, why_not_applicable
 from leaderboard.statistics import Estimate, estimate
 from leaderboard.victims import Setting
 from leaderboard.words import TRAINING_SET, budget_order, is_control, labelled_size
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", str, tuple[str, str, str])
 
 # Every figure of a row; where it is all or nothing, the upper end of its range (see statistics).
 FIGURES: Final[dict[str, float | None]] = {
@@ -50,6 +53,11 @@ class SettingRow:
     ok: int
     applicable: int
     outcomes: tuple[Outcome, ...]
+
+    @property
+    def budget(self) -> str:
+        """The budget it ran at."""
+        return self.outcomes[0].record.cell.budget
 
     @property
     def refusal(self) -> str:
@@ -132,11 +140,11 @@ class Board:
         return sorted(found.values(), key=lambda setting: (setting.clean, setting.key))
 
 
-def grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], str]) -> dict[str, list[Outcome]]:
-    """Outcomes by key, sorted."""
-    groups: defaultdict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        groups[key(outcome)].append(outcome)
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by key, sorted."""
+    groups: defaultdict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
     return dict(sorted(groups.items()))
 
 
@@ -177,9 +185,8 @@ def _estimates(groups: Sequence[dict[str, float]]) -> dict[str, Estimate]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def row(outcomes: Sequence[Outcome]) -> Row:
-    """Summarises the cells of one defense at one budget."""
-    settings = [setting_row(group) for group in grouped(outcomes, lambda o: o.setting.key).values()]
+def row(settings: Sequence[SettingRow]) -> Row:
+    """Summarises the settings of one defense at one budget."""
     attacked = [s for s in settings if not s.setting.clean]
     means = [_means(s) for s in attacked]
     losses = [{"twin_loss": s.figures["twin_loss"].mean} for s in settings if _has_loss(s)]
@@ -234,19 +241,27 @@ def _order(row: Row) -> tuple[int, float, str]:
     return kind, -score.mean if score else 0.0, row.defense
 
 
-def boards(outcomes: Sequence[Outcome]) -> tuple[Board, ...]:
+def boards(outcomes: Iterable[Outcome]) -> tuple[Board, ...]:
+    """One board per budget; what has a panel of its own stands on no board."""
+    return boards_of(setting_rows([o for o in outcomes if not o.record.cell.panel]))
+
+
+def setting_rows(outcomes: Iterable[Outcome]) -> list[SettingRow]:
+    """Summarises all cells, setting by setting."""
+    groups = grouped(
+        outcomes, lambda o: (o.record.cell.budget, o.record.cell.defense, o.setting.key)
+    )
+    return [setting_row(group) for group in groups.values()]
+
+
+def boards_of(settings: Iterable[SettingRow]) -> tuple[Board, ...]:
     """One board per budget. A defense that needs nothing ran once, and stands on every board.
 
-    Training anew from the poisoned set has a board of its own, on which nothing else stands. What
-    has a panel of its own stands on no board.
+    Training anew from the poisoned set has a board of its own, on which nothing else stands.
     """
-    outcomes = [outcome for outcome in outcomes if not outcome.record.cell.panel]
     own = {
-        budget: {
-            name: row(cells)
-            for name, cells in grouped(group, lambda o: o.record.cell.defense).items()
-        }
-        for budget, group in grouped(outcomes, lambda o: o.record.cell.budget).items()
+        budget: {name: row(found) for name, found in grouped(group, lambda s: s.defense).items()}
+        for budget, group in grouped(settings, lambda s: s.budget).items()
     }
     everywhere = {name: r for name, r in own.get("0", {}).items() if r.needs == "nothing"}
     found = []

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from bench.records import Metrics
 from leaderboard.adversarial import Panel, PanelRow
-from leaderboard.aggregate import Board, Row, boards
+from leaderboard.aggregate import Board, Row, boards_of
 from leaderboard.analysis import Analysis, RowAnalysis
 from leaderboard.comparison import LEAST_SETTINGS
 from leaderboard.degradation import Ladder, Rung
@@ -151,7 +151,14 @@ def _by_dataset(report: Report) -> list[tuple[str, Sequence[Board]]]:
     names = sorted({setting.dataset for board in report.boards for setting in board.settings})
     if len(names) == 1:
         return [(names[0], report.boards)]
-    return [(n, boards([o for o in report.outcomes if o.setting.dataset == n])) for n in names]
+    ran = [
+        s
+        for board in report.boards
+        for row in board.rows
+        if not board.same_as(row)
+        for s in row.settings
+    ]
+    return [(name, boards_of(s for s in ran if s.setting.dataset == name)) for name in names]
 
 
 def _full(dataset: str, found: Iterable[Board]) -> str:

@@ -6,7 +6,14 @@ import math
 import pytest
 
 from bench.records import Attacked, Metrics, Record
-from leaderboard.aggregate import Board, Row, boards, reference_board
+from leaderboard.aggregate import (
+    Board,
+    Row,
+    boards,
+    boards_of,
+    reference_board,
+    setting_rows,
+)
 from leaderboard.outcomes import effectiveness, latest, outcomes, score
 from leaderboard.statistics import Estimate
 from leaderboard.victims import merge
@@ -259,3 +266,12 @@ def test_training_anew_has_a_board_of_its_own_and_changes_no_other() -> None:
     assert found == without
     assert not any(board.apart for board in found.values())
     assert reference_board(list(aggregated([anew]).values())) is None
+
+
+def test_boards_of_one_data_set_come_from_its_settings_alone() -> None:
+    kept, _ = latest(grid(seeds=2))
+    counted = outcomes(kept, merge([], kept))
+    for name in ("cifar10", "gtsrb"):
+        of_it = boards_of([s for s in setting_rows(counted) if s.setting.dataset == name])
+        assert of_it == boards([o for o in counted if o.setting.dataset == name])
+        assert {s.dataset for board in of_it for s in board.settings} == {name}

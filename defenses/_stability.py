@@ -6,37 +6,82 @@ The two losses that FRED adds to model inversion (arXiv:2206.07018, section 3.2)
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from zoo.models import Classifier
 
 
+@torch.enable_grad()
 def model_perturbation(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """L_mp: mean absolute gradient of the cross-entropy in the parameters, per image: ``(N,)``.
 
     The parameters are those of the last stage and the head. The norm is of every image's own
     gradient (that of the batch's mean loss would be another quantity), differentiable in the
     images, and divided by the number of parameters, so that its weight is not tied to a network.
+
+    Args:
+        model: in eval mode; its last stage and head hold no other layers than
+            :func:`gradient_norm` knows.
+        images: ``(N, C, H, W)``.
+        labels: ``int64 (N,)``.
     """
-    x = model.normalise(images)
-    for stage in model.stage_modules()[:-1]:
-        x = stage(x)
-    last = model.stage_modules()[-1]
-    parameters = {
-        "stage": {name: p.detach() for name, p in last.named_parameters()},
-        "head": {name: p.detach() for name, p in model.head.named_parameters()},
-    }
+    calls: list[tuple[nn.Module, Tensor, GradientEdge]] = []
 
-    def loss(parameters: dict[str, dict[str, Tensor]], x: Tensor, label: Tensor) -> Tensor:
-        top = functional_call(last, parameters["stage"], (x[None],))
-        logits = functional_call(model.head, parameters["head"], (model.flatten(top),))
-        return F.cross_entropy(logits.float(), label[None])
+    def keep(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        # The edge and not the output, which an activation may overwrite.
+        calls.append((layer, inputs[0], get_gradient_edge(output)))
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, labels)
-    found = [g.abs().flatten(1) for group in gradients.values() for g in group.values()]
-    return torch.cat(found, 1).mean(1)
+    tops = (model.stage_modules()[-1], model.head)
+    layers = [m for top in tops for m in top.modules() if any(True for _ in m.parameters(False))]
+    if not images.requires_grad:
+        images = images.detach().requires_grad_()  # its gradient is not wanted, those behind it are
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        logits = model(images).float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    loss = F.cross_entropy(logits, labels, reduction="sum")  # of images that do not know each other
+    slopes = torch.autograd.grad(loss, [edge for _, _, edge in calls], create_graph=True)
+    norms = [gradient_norm(layer, x, g) for (layer, x, _), g in zip(calls, slopes, strict=True)]
+    size = sum(p.numel() for layer in layers for p in layer.parameters(False))
+    return torch.stack(norms).sum(0) / size
+
+
+def gradient_norm(layer: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
+    """L1 norm of the gradient in a layer's own parameters, per image: ``(N,)``.
+
+    Several times as fast as differentiating image by image (``vmap``) on a ResNet.
+
+    Args:
+        layer: convolution, linear, or a normalisation that does not mix images.
+        x: its input ``(N, ...)``.
+        slope: the gradient of the loss in its output.
+
+    Raises:
+        TypeError: another kind of layer.
+    """
+    if isinstance(layer, nn.Linear):  # the L1 norm of an outer product
+        weight, bias = slope.abs().sum(1) * x.abs().sum(1), slope
+    elif isinstance(layer, nn.Conv2d):
+        assert layer.groups == 1
+        assert not isinstance(layer.padding, str)
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        weight = (slope.flatten(2) @ patches.mT).abs().sum((1, 2))
+        bias = slope.sum((2, 3))
+    elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+        if isinstance(layer, nn.BatchNorm2d):
+            inner = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+        else:
+            inner = F.group_norm(x, layer.num_groups, eps=layer.eps)
+        weight, bias = (slope * inner).sum((2, 3)).abs().sum(1), slope.sum((2, 3))
+    else:
+        raise TypeError(
+            f"expected convolution, linear or normalisation, got {type(layer).__name__}"
+        )
+    return weight if layer.bias is None else weight + bias.abs().sum(1)
 
 
 def data_perturbation(model: Classifier, images: Tensor, delta: Tensor) -> Tensor:

@@ -92,9 +92,11 @@ def test_kills_at_random_moments(setup, tmp_path):
 
 
 def without_costs(table):
-    """The rows without what depends on the clock: seconds and memory."""
+    """The rows without what depends on the clock: seconds, memory, an edit of the code meanwhile."""
     lines = []
     for line in table.splitlines():
+        if line.startswith("- changed: "):
+            continue
         cells = [c.strip() for c in line.split("|")]
         lines.append([c for c in cells if not c.endswith((" s", "MB", "GB", "MiB", "GiB", "ms"))])
     return lines

@@ -70,9 +70,14 @@ def _serve(module: str, function: str) -> None:
                 children[pid] = message["id"]
                 _reply(replies, {"id": message["id"], "pid": pid})
     for pid in children:
-        for kill in (os.killpg, os.kill):  # one that was just forked leads no group yet
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+        kill_child(pid)
+
+
+def kill_child(pid: int) -> None:
+    """Kills a child and its children."""
+    for kill in (os.killpg, os.kill):  # one that was just forked leads no group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
 
 
 def _reap(children: dict[int, int], replies: int) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from bench.forkserver import kill_child
+
 # What a child may know of the parent's environment.
 _PASSED: Final = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV"),
@@ -163,7 +165,7 @@ class _Server:
                 del self._events[number]
                 pid = self._running.get(number)
             if pid is not None and self.alive:
-                _kill(pid)
+                kill_child(pid)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -187,7 +189,7 @@ class _Server:
                 if "pid" in event:
                     self._running[number] = event["pid"]
                     if number not in self._events:  # its launcher was closed in the meantime
-                        _kill(event["pid"])
+                        kill_child(event["pid"])
                 else:
                     self._running.pop(number, None)
                 if (events := self._events.get(number)) is not None:
@@ -210,7 +212,7 @@ def _server_of(target: str) -> _Server:
         if server is not None and server.alive and server.environment == environment:
             return server
         if server is not None and (server.idle or not server.alive):
-            server.close()
+            server.close()  # a busy one of another environment ends with this process
         _servers[target] = _Server(target, environment)
         return _servers[target]
 
@@ -250,13 +252,6 @@ def _await(events: _Events, seconds: float) -> Exit:
             deadline = time.monotonic() + seconds
         else:
             return Exit(rc=event["rc"], timed_out=stage > 0)
-
-
-def _kill(pid: int) -> None:
-    """Kills a child and its children."""
-    for kill in (os.killpg, os.kill):  # one that was just forked leads no group yet
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
 
 
 def _run_fresh(target: str, message: dict[str, Any], seconds: float) -> Exit:

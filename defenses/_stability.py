@@ -34,7 +34,7 @@ def model_perturbation(model: Classifier, images: Tensor, labels: Tensor) -> Ten
         calls.append((layer, inputs[0], get_gradient_edge(output)))
 
     tops = (model.stage_modules()[-1], model.head)
-    layers = [m for top in tops for m in top.modules() if any(True for _ in m.parameters(False))]
+    layers = [m for top in tops for m in top.modules() if list(m.parameters(recurse=False))]
     if not images.requires_grad:
         images = images.detach().requires_grad_()  # its gradient is not wanted, those behind it are
     hooks = [layer.register_forward_hook(keep) for layer in layers]
@@ -46,14 +46,14 @@ def model_perturbation(model: Classifier, images: Tensor, labels: Tensor) -> Ten
     loss = F.cross_entropy(logits, labels, reduction="sum")  # of images that do not know each other
     slopes = torch.autograd.grad(loss, [edge for _, _, edge in calls], create_graph=True)
     norms = [gradient_norm(layer, x, g) for (layer, x, _), g in zip(calls, slopes, strict=True)]
-    size = sum(p.numel() for layer in layers for p in layer.parameters(False))
+    size = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False))
     return torch.stack(norms).sum(0) / size
 
 
 def gradient_norm(layer: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
     """L1 norm of the gradient in a layer's own parameters, per image: ``(N,)``.
 
-    Several times as fast as differentiating image by image (``vmap``) on a ResNet.
+    Twice as fast on a ResNet as differentiating image by image (``vmap``).
 
     Args:
         layer: convolution, linear, or a normalisation that does not mix images.

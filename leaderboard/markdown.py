@@ -151,13 +151,8 @@ def _by_dataset(report: Report) -> list[tuple[str, Sequence[Board]]]:
     names = sorted({setting.dataset for board in report.boards for setting in board.settings})
     if len(names) == 1:
         return [(names[0], report.boards)]
-    ran = [
-        s
-        for board in report.boards
-        for row in board.rows
-        if not board.same_as(row)
-        for s in row.settings
-    ]
+    rows = [row for board in report.boards for row in board.rows if not board.same_as(row)]
+    ran = [setting for row in rows for setting in row.settings]
     return [(name, boards_of(s for s in ran if s.setting.dataset == name)) for name in names]
 
 

@@ -51,10 +51,10 @@ class Cluster:
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of each worker, by address."""
-        try:
+        with _reaching(self._client):
             found = self._client.scheduler_info(n_workers=-1)["workers"]
-        except (OSError, TimeoutError) as error:
-            raise _gone() from error
+        if self._client.status == "closed":  # then it has answered what it knew before
+            raise _gone()
         return {str(address): dict(facts) for address, facts in found.items()}
 
     def slots(self) -> int:
@@ -96,7 +96,8 @@ class Cluster:
     def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
         """Sends a call to a free slot."""
         resources = None if self._share is None else {"GPU": self._share}
-        return self._client.submit(function, *arguments, pure=False, resources=resources)
+        with _reaching(self._client):
+            return self._client.submit(function, *arguments, pure=False, resources=resources)
 
     def close(self) -> None:
         """Ends what this run still has on the workers, and the connection."""
@@ -169,15 +170,15 @@ def _client(address: str) -> Client:
         raise UserError(f"cannot reach a scheduler at {address}: {error}. {HOW_TO_START}") from None
 
 
-def _gone() -> UserError:
-    return UserError("the scheduler went away. Start it again; the same command resumes")
+@contextmanager
+def _reaching(client: Client, future: Future[Any] | None = None) -> Iterator[None]:
+    """Talks to the scheduler. One that has died shows in many ways, few of them documented.
 
-
-def result_of(future: Future[Any]) -> Any:  # noqa: ANN401 (whatever the call returned)
-    """What a call returned that has ended; what it raised.
+    Args:
+        client: connected, or so it thinks.
+        future: the call whose result is wanted; what that has raised passes.
 
     Raises:
-        KilledWorker: it has killed every worker that was given it.
         UserError: the scheduler went away.
     """
     from concurrent.futures import CancelledError
@@ -185,9 +186,28 @@ def result_of(future: Future[Any]) -> Any:  # noqa: ANN401 (whatever the call re
     from distributed.client import FutureCancelledError
 
     try:
+        yield
+    except Exception as error:
+        own = future is not None and future.status == "error"
+        lost = isinstance(error, OSError | CancelledError | FutureCancelledError)
+        if own or (not lost and client.status == "running"):
+            raise
+        raise _gone() from error
+
+
+def _gone() -> UserError:
+    return UserError("the scheduler went away. Start it again; the same command resumes")
+
+
+def result_of(future: Future[Any]) -> Any:  # noqa: ANN401 (whatever the call returned)
+    """What a call returned; what it raised.
+
+    Raises:
+        KilledWorker: it has killed every worker that was given it.
+        UserError: the scheduler went away.
+    """
+    with _reaching(future.client, future):
         return future.result()
-    except (CancelledError, FutureCancelledError):
-        raise _gone() from None
 
 
 class RemoteLauncher:

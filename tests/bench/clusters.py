@@ -64,7 +64,10 @@ def running_cluster(folder):
         wait_for_workers(address, 2)
         yield Cluster(address, processes[0])
     finally:
+        lost = processes[0].poll() is not None  # then workers would wait for it
         for process in reversed(processes):
+            if lost and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
             process.send_signal(signal.SIGTERM)
         for process in processes:
             try:

@@ -4,16 +4,20 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import signal
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bench import cluster, remote
 from bench.records import read_all
-from tests.bench.clusters import wait_for_workers
+from tests.bench.clusters import running_cluster, wait_for_workers
 from tests.bench.setups import Setup
+from zoo.errors import UserError
 
 FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
 # All that depends on the clock, or on the process that a cell ran in.
@@ -172,3 +176,27 @@ def test_without_the_package_the_extra_is_named(bench, root, toy_data, toy_profi
     refused = bench("run", "--all", *where, "--executor", "dask", "--scheduler", "tcp://x:1")
     assert refused.code == 2
     assert "pip install 'unbackdoor[dask]'" in refused.err
+
+
+def test_whatever_is_asked_of_a_lost_scheduler_says_so(tmp_path):
+    with running_cluster(tmp_path) as running:
+        reached = cluster.Cluster(cluster._client(running.address), {"run": "none"}, None)
+        with pytest.raises(TypeError):  # what a call has raised is its own
+            cluster.result_of(reached.submit(len, 4))
+        done = reached.submit(len, "four")
+        while not done.done():
+            time.sleep(0.02)
+        running.scheduler.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor() as threads:  # it dies between the question and its answer
+            answer = threads.submit(cluster.result_of, done)
+            time.sleep(0.5)
+            running.kill_scheduler()
+            assert "the scheduler went away" in str(answer.exception(60))
+        for ask in (
+            lambda: cluster.result_of(done),
+            lambda: cluster.result_of(reached.submit(len, "four")),
+            reached.slots,
+        ):
+            with pytest.raises(UserError, match="the scheduler went away"):
+                ask()
+        reached.close()

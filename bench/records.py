@@ -323,5 +323,7 @@ def collector_paused() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # they are old from now on: the next young collection leaves them alone
+        gc.unfreeze()
         if enabled:
             gc.enable()

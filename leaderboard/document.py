@@ -33,7 +33,8 @@ def to_json(report: Report, provenance: Mapping[str, object]) -> str:
         "findings": [dataclasses.asdict(finding) for finding in report.findings],
         "victims": [_victim(victim) for victim in report.victims],
     }
-    return json.dumps(payload, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    # Not indented, which Python does itself, and slowly: the file is for programs.
+    return json.dumps(payload, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _analysis(analysis: Analysis) -> dict[str, Any]:

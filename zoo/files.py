@@ -71,10 +71,15 @@ def read_plain(path: Path, limit: int) -> bytes:
         OSError: missing, not a regular file, or larger.
     """
     handle, size = _open_plain(path)
-    with os.fdopen(handle, "rb") as stream:
+    try:  # without a stream, which would take half of the time of a small file
         if size > limit:
             raise OSError(f"{path.name} has {size:,} bytes, more than the {limit:,} that are read")
-        return stream.read(size)
+        raw = os.read(handle, size)
+        while len(raw) < size and (more := os.read(handle, size - len(raw))):
+            raw += more
+        return raw
+    finally:
+        os.close(handle)
 
 
 def read_tail(path: Path, letters: int) -> str:

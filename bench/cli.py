@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import errno
-import gc
 import sys
 from typing import Annotated
 
@@ -318,8 +317,6 @@ def main() -> None:
         text = "Free some space and run again; what is recorded stays"
         print(f"bench: {error}. {text}", file=sys.stderr)
         sys.exit(USAGE)
-    finally:
-        gc.freeze()  # the process ends: a hundred thousand records need not be taken apart
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from bench.records import read_all
 from bench.rendering import render
 
-KILLS = int(os.environ.get("BENCH_TEST_KILLS", "5"))  # by hand: two hundred
+KILLS = int(os.environ.get("BENCH_TEST_KILLS", "3"))  # by hand: two hundred
 PROFILE_SEEDS = list(range(6))
 
 

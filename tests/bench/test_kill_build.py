@@ -15,7 +15,7 @@ from tests.bench.driver import Drivers
 from zoo.checkpoint import CHECKPOINT
 from zoo.files import file_digest
 
-KILLS = 12  # of one run of the suite; thirty take four to eight minutes
+KILLS = 6  # of one run of the suite; thirty take four to eight minutes
 LANES = 2  # roots at a time: most of the time goes into starting servers
 EPOCHS = 10
 # A patch, covers that are redrawn in every epoch, adversarial images from a robust surrogate, and

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.config import Grid, Profile, check_budget
+from bench.specs import format_spec, parse_spec
 from zoo.data import Library
 from zoo.errors import UserError
 from zoo.models import ARCHITECTURES
@@ -28,7 +29,8 @@ def select(profile: Profile, selection: Selection, library: Library) -> Profile:
     """The profile narrowed (or widened) to what the command line says.
 
     A data set or architecture that the profile does not name takes the profile's first grid entry
-    as its template.
+    as its template. An attack goes where the profile has it (with that training, that target), and
+    where no entry of a data set and architecture has it, to the first of them.
 
     Raises:
         UserError: an unknown name.
@@ -41,7 +43,7 @@ def select(profile: Profile, selection: Selection, library: Library) -> Profile:
             check_arch(arch)
         grid = [g for arch in selection.archs for g in _for_arch(grid, arch)]
     if selection.attacks is not None:
-        grid = [g.model_copy(update={"attacks": list(selection.attacks)}) for g in grid]
+        grid = _with_attacks(grid, selection.attacks)
     for g in grid:
         check_arch(g.arch)
     update: dict[str, Any] = {"grid": grid}
@@ -74,3 +76,26 @@ def _for_arch(grid: Sequence[Grid], arch: str) -> list[Grid]:
         return found
     by_set = {g.dataset: g for g in reversed(grid)}
     return [g.model_copy(update={"arch": arch}) for g in by_set.values()]
+
+
+def _with_attacks(grid: Sequence[Grid], attacks: Sequence[str]) -> list[Grid]:
+    """Every attack once per data set, architecture and width, unless the profile has it twice."""
+    listed = [{_plain(attack) for attack in g.attacks} for g in grid]
+    places = [(g.dataset, g.arch, g.width) for g in grid]
+    found = []
+    for number, (place, own) in enumerate(zip(places, listed, strict=True)):
+        anywhere = set().union(*(a for p, a in zip(places, listed, strict=True) if p == place))
+        kept = [
+            attack
+            for attack in attacks
+            if (name := _plain(attack)) in own
+            or (name not in anywhere and places.index(place) == number)
+        ]
+        if kept:
+            found.append(grid[number].model_copy(update={"attacks": kept}))
+    return found
+
+
+def _plain(attack: str) -> str:
+    """However it is written."""
+    return format_spec(*parse_spec(attack))

@@ -12,7 +12,8 @@ Differences from the paper:
 1. The threshold. Published figures keep, of models pruned at 0, 0.05, ..., the one with the lowest
    *test* success of the attack; a defender cannot. ``anp`` raises it for as long as that costs at
    most 5 points of accuracy on a fifth of the defender's images, held out from the mask: half of
-   the published bound (10 %), as nothing is fine-tuned afterwards. With fewer than 20 images in a
+   the published bound (10 %), as nothing is fine-tuned afterwards. Where even 0 costs more, nothing
+   is pruned. With fewer than 20 images in a
    fifth: the paper's 0.2, and no hold-out. ``anp-oracle`` is the published rule, in steps of 0.1.
 2. The noise is clipped to [-epsilon, epsilon], as in the paper's inner problem. The code does not
    clip: a step of epsilon from a random start reaches 2 epsilon. ``project=False`` is the code.
@@ -177,14 +178,14 @@ def candidates(
 def choose_threshold(
     model: Classifier, view: DefenderView, mask: Tensor, held: Batch, tolerance: float
 ) -> float:
-    """The last before one costs more than ``tolerance`` of the held-out accuracy; at least 0."""
+    """The last before one costs more than ``tolerance`` of the held-out accuracy; -1 for none."""
     images, labels = held
 
     def accuracy(classifier: Classifier) -> float:
         return float((predict_logits(classifier, images).argmax(dim=1) == labels).double().mean())
 
     enough = accuracy(model) - tolerance - 1e-9  # rounding
-    chosen = 0.0
+    chosen = -1.0  # no mask is as low
     for number, (threshold, candidate) in enumerate(candidates(model, mask, THRESHOLDS)):
         reached = accuracy(candidate)
         view.log(number, threshold=threshold, held_out_accuracy=reached)

@@ -17,8 +17,9 @@ Differences from the paper:
    weight would otherwise grow with the network, and the second derivative through all layers costs
    more than the rest together. Its weight is ours for that reason.
 3. The rates a1 and a2, the number of iterations and the generator are unstated. The step of the
-   latents is GMI's (Nesterov, box, best of five starts). Weights keep the paper's ratios, in units
-   in which GMI's rate fits: class 100 (paper 1000), consistency 100 (1000), data 0.1 (1).
+   latents is GMI's (Nesterov, box, best of five starts). Class 100, consistency 100 and data 0.1
+   are a tenth of the paper's 1000, 1000 and 1, in which GMI's rate fits; realism, whose weight is 1
+   there and here, is ten times as heavy beside them as in the paper.
 4. Eq. 4 maximises over "theta" and sums to "D"; read as delta and B.
 5. L_con takes the mean over the clean images of a class. The paper's sum makes it grow with the
    budget.

@@ -12,8 +12,9 @@ Differences from the paper:
 1. The distance between two attention maps is the mean squared error of the code, not the L2 norm of
    the equation: beta belongs to the former.
 2. Unit maps of H x W positions differ by at most 2 / (H W), so the same beta weighs maps of 4x4
-   sixteen times as heavily as those of 16x16. Beta is scaled by H W / 64 here: it holds for 8x8,
-   the deepest map of the paper's network, and what it can add to the loss is the same at any size.
+   sixteen times as heavily as those of 16x16. Beta is scaled by H W / 64 here: what it can add to
+   the loss is the same at any size. It is the code's for maps of 8x8, the deepest of its network;
+   the shallower ones of that network, 32x32 and 16x16, weigh 16 and 4 times as much as there.
 3. Attention is taken after the last three stages, as in BCU; a map of one position is always 1 and
    teaches nothing, so such stages are passed over.
 4. 400 steps instead of 20 epochs, and 150 instead of 5-10 epochs for the teacher: the same cost at

@@ -166,6 +166,23 @@ def test_selection_narrows_and_widens(tmp_path):
     }
 
 
+def test_an_attack_goes_where_the_profile_has_it(tmp_path):
+    library = Library(data=None, cache=tmp_path)
+
+    def chosen(preset, *attacks, **more):
+        picked = select(load_profile(preset), Selection(attacks=attacks, **more), library)
+        return [(g.dataset, g.target, g.training.epochs, g.attacks) for g in picked.grid]
+
+    assert chosen("cpu", "wanet", "smooth", datasets=("gtsrb",)) == [
+        ("gtsrb", None, 8, ["smooth"]),  # no entry has it: the first
+        ("gtsrb", None, 20, ["wanet"]),
+    ]
+    written_otherwise = "badnets[poison_rate=0.2,  pattern=white]"
+    assert ("cifar10", 8, 50, [written_otherwise]) in chosen("ibau", written_otherwise)
+    only = chosen("ibau", "smooth[poison_rate=0.2]")
+    assert {target for dataset, target, *_ in only if dataset == "cifar10"} == {6}
+
+
 @pytest.mark.parametrize(
     ("pick", "message"),
     [

@@ -271,11 +271,12 @@ def test_the_threshold_rises_until_it_costs_too_much(toy: Toy, tolerance: float)
     assert pruned[0] == pruned[1]
 
 
-def test_where_every_threshold_costs_too_much_only_masks_of_0_are_pruned(toy: Toy) -> None:
+def test_where_every_threshold_costs_too_much_nothing_is_pruned(toy: Toy) -> None:
     mask = torch.full((sum(widths(toy.victim)),), 0.01)
     mask[: widths(toy.victim)[0]] = 0.0  # the whole first layer
     held = textures(60, 6)
-    assert choose_threshold(toy.copy(), view_of(), mask, held, 0.0) == 0.0
+    chosen = choose_threshold(toy.copy(), view_of(), mask, held, 0.0)
+    assert prune(toy.copy(), mask, chosen) == 0
 
 
 @pytest.mark.parametrize(("n", "taught", "fixed"), [(40, 40, True), (200, 160, False)])

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bench.verbs import Request
 
 OK: Final = 0
-INTERNAL_ERROR: Final = 1
 USAGE: Final = 2
 SOME_FAILED: Final = 3
 NOTHING_MATCHED: Final = 4
@@ -31,6 +30,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 internal error, 2 usage, 3 some cells failed, 4 nothing matched, "
     "5 drift, 130 interrupted.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # the default one takes ``ibau[rounds=3]`` for markup
     add_completion=True,
     pretty_exceptions_enable=False,
 )
@@ -40,7 +40,7 @@ ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="quick, cpu, paper or FILE.toml [quick]")
 ]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="a paper's exact conditions: ibau, bcu, dhbe, fred")
+    str | None, typer.Option("--preset", help="a paper's conditions: ibau, bcu, dhbe, fred")
 ]
 RootOption = Annotated[
     str | None, typer.Option("--root", help="where artefacts live [$BENCH_ROOT, else ./runs]")

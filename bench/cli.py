@@ -303,6 +303,9 @@ def doctor(
 import bench.cli_plugins  # noqa: E402
 import bench.cli_sharing  # noqa: E402, F401 (its verbs come after those above)
 
+# A file where a folder should be, or no right to write there.
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def main() -> None:
     """Entry point: maps exceptions to exit codes."""
@@ -312,9 +315,12 @@ def main() -> None:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(USAGE)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = "Free some space and run again; what is recorded stays"
+        elif error.errno in _NO_PLACE:
+            text = "Choose another place, or make room there"
+        else:
             raise
-        text = "Free some space and run again; what is recorded stays"
         print(f"bench: {error}. {text}", file=sys.stderr)
         sys.exit(USAGE)
 

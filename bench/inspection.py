@@ -15,6 +15,7 @@ from typing import Any, Final
 from tabulate import tabulate
 
 from attacks import Attack
+from bench.app import USAGE
 from bench.budgets import count_of
 from bench.config import BUILT_IN, load_profile
 from bench.environment import cores, cpu_name, default_device, environment
@@ -261,7 +262,7 @@ def doctor(root: str | None, data: str | None, json_output: bool) -> int:
         print(json.dumps(checks, indent=1))
     else:
         print(tabulate([list(c.values()) for c in checks], list(checks[0]), disable_numparse=True))
-    return 1 if any(c["state"] == "problem" for c in checks) else 0
+    return USAGE if any(c["state"] == "problem" for c in checks) else 0
 
 
 def _check_data(check: Any, data: str | None) -> None:  # noqa: ANN401 (a local function)

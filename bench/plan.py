@@ -98,6 +98,7 @@ def plan_cells(
 ) -> tuple[list[PlannedCell], list[VictimRecipe]]:
     """All cells on built and admitted victims and their twins; and the victims not yet built.
 
+    What is asked for twice (``ft`` and ``ft`` with its own defaults written out) is one cell.
     Without ``twins``, no cells on clean twins (which the victims' own cells need nevertheless).
 
     Raises:
@@ -134,7 +135,7 @@ def plan_cells(
                             name, entry, params, seed, victim, twin, budget, manifest, base, evasion
                         )
                     )
-    return cells, missing
+    return list({cell.key: cell for cell in reversed(cells)}.values())[::-1], missing
 
 
 def cells_to_come(profile: Profile, registry: Registry) -> list[tuple[str, bool]]:
@@ -155,7 +156,9 @@ def _defenses(
     The name shows what the user wrote between brackets, not the profile's own schedule.
     """
     chosen: list[tuple[str, Entry | Broken, dict[str, Any]]] = []
-    for text in profile.defenses:
+    for text in dict.fromkeys(profile.defenses):
+        if text in registry.broken:  # joins below
+            continue
         entry, overrides = registry.parse(text)
         try:
             params = entry.resolve(overrides, profile.params)

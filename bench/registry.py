@@ -303,6 +303,11 @@ class Registry:
         )
 
     def _add_broken(self, name: str, origin: str, error: Exception, sha: str) -> None:
+        if name in self.entries:  # its failures would count as those of the other
+            raise UserError(
+                f"{origin} cannot be imported ({type(error).__name__}: {error}), and "
+                f"{name!r} is the name of a defense from {self.entries[name].origin}. Rename it"
+            )
         self.broken[name] = Broken(
             name=name,
             origin=origin,

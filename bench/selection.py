@@ -28,9 +28,10 @@ class Selection:
 def select(profile: Profile, selection: Selection, library: Library) -> Profile:
     """The profile narrowed (or widened) to what the command line says.
 
-    A data set or architecture that the profile does not name takes the profile's first grid entry
-    as its template. An attack goes where the profile has it (with that training, that target), and
-    where no entry of a data set and architecture has it, to the first of them.
+    A data set or architecture that the profile does not name is treated as the first that it does
+    name (an architecture: with that data set). An attack goes where the profile has it (with that
+    training, that target), and where no entry of a data set and architecture has it, to the first
+    of them.
 
     Raises:
         UserError: an unknown name.
@@ -67,15 +68,16 @@ def check_arch(name: str) -> None:
 
 def _for_dataset(grid: Sequence[Grid], dataset: str) -> list[Grid]:
     found = [g for g in grid if g.dataset == dataset]
-    return found or [grid[0].model_copy(update={"dataset": dataset, "ood": None})]
+    like = [g for g in grid if (g.dataset, g.arch) == (grid[0].dataset, grid[0].arch)]
+    return found or [g.model_copy(update={"dataset": dataset, "ood": None}) for g in like]
 
 
 def _for_arch(grid: Sequence[Grid], arch: str) -> list[Grid]:
     found = [g for g in grid if g.arch == arch]
     if found:
         return found
-    by_set = {g.dataset: g for g in reversed(grid)}
-    return [g.model_copy(update={"arch": arch}) for g in by_set.values()]
+    first = {g.dataset: g.arch for g in reversed(grid)}
+    return [g.model_copy(update={"arch": arch}) for g in grid if g.arch == first[g.dataset]]
 
 
 def _with_attacks(grid: Sequence[Grid], attacks: Sequence[str]) -> list[Grid]:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tabulate import tabulate
 
 from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
-from bench.config import Profile, load_profile
+from bench.config import MANY, Profile, load_profile
 from bench.ending import summary
 from bench.environment import check_device, cores, default_device
 from bench.executors import Executor, check_executor
@@ -66,6 +66,9 @@ class Request:
         )
 
 
+MOST_SEEDS: Final = 10_000  # of a range
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """``0,2,5-7`` to (0, 2, 5, 6, 7).
 
@@ -77,6 +80,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise UserError(f"expected seeds like 0,1,2 or 0-13, got {text!r}")
+        if int(match[2] or match[1]) > MANY or int(match[2] or 0) - int(match[1]) > MOST_SEEDS:
+            raise UserError(
+                f"expected at most {MOST_SEEDS:,} seeds of at most {MANY:,}, got {text!r:.100}"
+            )
         seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(dict.fromkeys(seeds))
 
@@ -109,7 +116,8 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
         sources=tuple(request.plugin or ()),
     )
     for name in profile.defenses:
-        registry.parse(name)
+        if name not in registry.broken:  # which has a row that says why
+            registry.parse(name)
     return settings, registry
 
 
@@ -138,7 +146,8 @@ def choose(request: Request, registry: Registry, library: Library) -> Profile:
         profile = profile.model_copy(update={"grid": grid})
     if request.defense is None:
         own = [name for name in registry.plugins() if name not in profile.defenses]
-        defenses = own if alone and own else [*profile.defenses, *own]
+        broken = registry.broken and not attacks and not sets  # nothing but what cannot be run
+        defenses = own if alone and (own or broken) else [*profile.defenses, *own]
         profile = profile.model_copy(update={"defenses": defenses})
     return profile
 

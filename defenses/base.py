@@ -12,6 +12,7 @@ the threat model grants. There is no trigger, no target, no evaluation image in 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -197,6 +198,8 @@ def _coerce(owner: str, value: Any, default: Any) -> Any:  # noqa: ANN401 (any J
     if default is not None and type(value) is not type(default):
         expected = type(default).__name__
         raise ValueError(f"{owner}: expected a value of type {expected}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{owner}: expected a finite number, got {value}")
     return value
 
 

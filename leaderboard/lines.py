@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -149,8 +148,3 @@ def _legend(figure: Figure, chart: Chart, styles: dict[str, dict[str, Any]], lef
 def dodge(place: int, number: int, count: int) -> float:
     """Places the same tick's points of several defenses a little apart."""
     return place + (number - (count - 1) / 2) * min(0.05, 0.36 / max(1, count))
-
-
-def lines_of(found: Sequence[Line]) -> tuple[Line, ...]:
-    """Without lines that have no place."""
-    return tuple(line for line in found if line.xs)

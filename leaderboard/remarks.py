@@ -31,12 +31,6 @@ def why_not_applicable(outcomes: Iterable[Outcome]) -> str:
     return shorten(_commonest(reasons), REASON_LIMIT) if reasons else "no reason given"
 
 
-def brief(outcomes: Iterable[Outcome]) -> str:
-    """``timeout 2, nothing detected 1``: the cells of one setting that did not end as ``ok``."""
-    statuses = Counter(STATUS_WORDS[o.record.status] for o in outcomes if o.record.status != "ok")
-    return ", ".join(f"{word} {n}" for word, n in sorted(statuses.items()))
-
-
 def _commonest(counts: Counter[str]) -> str:
     return min(counts, key=lambda reason: (-counts[reason], reason))
 

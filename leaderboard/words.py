@@ -146,5 +146,4 @@ _DER: Final = Column("der", "DER", "0–1", "high", rating)
 _LOSS: Final = Column("twin_loss", "Twin loss", "points", "low", percent)
 
 BOARD: Final = (_SCORE, _ACC, _ASR, _RA, _WORST, _DER, _LOSS)
-DETAIL: Final = (_SCORE, _ACC, _ASR, _RA, _WORST)
 CLEAN_DETAIL: Final = (_ACC, _LOSS)

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.files import parse_json
 
 SplitName = Literal["train", "test"]
 SIDE: Final = 32  # every set is used at 32x32
@@ -257,7 +256,11 @@ def read_folder(root: Path, split: SplitName) -> ImageSet | None:
     base = root / split if (root / "train").is_dir() else root
     if (base == root and split == "test") or not base.is_dir():
         return None
-    classes = sorted(p.name for p in base.iterdir() if p.is_dir())
+    # Of the training part, for both parts: a test part may lack a class.
+    named = root / "train" if (root / "train").is_dir() else root
+    classes = sorted(p.name for p in named.iterdir() if p.is_dir())
+    if extra := sorted(p.name for p in base.iterdir() if p.is_dir() and p.name not in classes):
+        raise UserError(f"folder:{root}: {split}/ has the class {extra[0]!r}, which train/ has not")
     suffixes = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp"}
     found = [
         (path, label)
@@ -271,19 +274,6 @@ def read_folder(root: Path, split: SplitName) -> ImageSet | None:
         raise UserError(f"folder:{root}: more than {MAX_IMAGES:,} images or {MAX_CLASSES} classes")
     images = np.stack([open_image(path, str(path)) for path, _ in found])
     return image_set(images, np.asarray([label for _, label in found], np.int64), None)
-
-
-def class_names(files: Sequence[Path]) -> list[str]:
-    """Class names from the Hugging Face schema of a Parquet file; empty where it has none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = (pq.read_schema(files[0]).metadata or {})[b"huggingface"]
-        names = parse_json(metadata)["info"]["features"]["label"]["names"]
-        return [str(name) for name in names]
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):
-        return []
 
 
 def _first_line(error: BaseException) -> str:

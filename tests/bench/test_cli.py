@@ -15,7 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.records import write
 from bench.verbs import parse_seeds
+from tests.leaderboard.synthetic import grid
 from zoo.errors import UserError
 
 FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
@@ -250,13 +252,42 @@ def test_list_shows_broken_plugins(bench, tmp_path):
     assert "import-error" in rows[-1]["parameters"]
 
 
+def test_what_is_asked_for_twice_is_one_cell(bench, where):
+    twice = ["--defense", "ft", "--defense", "ft", "--defense", "ft[momentum=0.9]"]
+    plan = bench("run", *where, *twice, "--budget", 20, "--budget", 20, "--dry-run", "--json")
+    assert json.loads(plan.out)["cells_to_run"] == 2  # a victim and its twin
+
+
+def test_a_broken_plugin_alone_is_a_row_and_not_the_whole_profile(bench, where, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import nothing_of_that_name")
+    for chosen in ([], ["--defense", "broken"]):
+        plan = bench(
+            "run", *where, "--plugin", path, *chosen, "--budget", 20, "--dry-run", "--json"
+        )
+        assert plan.code == 0, plan.err
+        assert json.loads(plan.out)["cells_to_run"] == 2  # a victim and its twin
+
+
+def test_help_shows_brackets(bench):
+    assert "ibau[rounds=3]" in bench("run", "--help").out
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(bench, tmp_path):
+    write(tmp_path, grid(("ft",))[0])
+    (tmp_path / "leaderboard").write_text("")
+    done = bench("leaderboard", "--root", tmp_path)
+    assert (done.code, str(tmp_path / "leaderboard") in done.err) == (2, True)
+    assert "Choose another place" in done.err
+
+
 def test_doctor(bench, tmp_path, toy_data):
     result = bench("doctor", "--root", tmp_path, "--data", toy_data, "--json")
     assert result.code == 0, result.out
     checks = {c["check"]: c for c in json.loads(result.out)}
     assert checks["torch"]["state"] == "ok"
     assert "cifar10" in checks["data"]["found"]
-    assert bench("doctor", "--root", tmp_path, "--data", tmp_path).code == 1
+    assert bench("doctor", "--root", tmp_path, "--data", tmp_path).code == 2
 
 
 @pytest.mark.parametrize(

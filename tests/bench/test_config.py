@@ -162,7 +162,8 @@ def test_selection_narrows_and_widens(tmp_path):
     assert [r.attack for r, _ in twins_of(victims)] == [None, None]
     other = select(profile, Selection(datasets=("signs",), archs=("resnet18",)), library)
     assert {(g.dataset, g.arch, g.training.epochs) for g in other.grid} == {
-        ("signs", "resnet18", 8)
+        ("signs", "resnet18", 8),
+        ("signs", "resnet18", 20),
     }
 
 

@@ -84,6 +84,19 @@ def test_plugins_that_cannot_be_imported_are_kept_with_their_reason(tmp_path, te
     assert registry.broken["my-prune"].error_type == kind
 
 
+def test_a_broken_plugin_does_not_take_the_name_of_a_defense(tmp_path):
+    path = tmp_path / "clp.py"
+    path.write_text("import nothing_of_that_name")
+    with pytest.raises(UserError, match="cannot be imported .*'clp' is the name of a defense from"):
+        Registry().add_file(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+def test_hyper_parameters_are_finite(value):
+    with pytest.raises(UserError, match=r"ft\[lr\]: expected a finite number, got -?(nan|inf)"):
+        Registry().parse(f"ft[lr={value}]")
+
+
 def test_files_without_a_defense_and_missing_files(tmp_path):
     with pytest.raises(UserError, match="expected at least one function marked"):
         Registry().add_file(write(tmp_path, text="x = 1\n"))

@@ -12,7 +12,7 @@ from zoo.data import Library
 from zoo.errors import UserError
 from zoo.seeds import generator_of, seed_of
 from zoo.sets import DATASETS
-from zoo.sources import ImageSet, class_names, parquet_files
+from zoo.sources import ImageSet
 from zoo.splits import carve, split_test, stratified, subset
 
 
@@ -78,6 +78,18 @@ def test_folders_of_images(tmp_path):
     assert data.train.labels.tolist() == [0] * 6 + [1] * 6
     assert data.train.images[7, :, 0, 0].tolist() == [50, 1, 0]
     assert not data.augmentation.flip
+
+
+def test_a_test_folder_without_a_class_keeps_the_numbers_and_may_not_have_another(tmp_path):
+    for place in ("train/apple", "train/fig", "train/pear", "test/apple", "test/pear"):
+        (tmp_path / "fruit" / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "fruit" / place / "0.png")
+    lib = library(tmp_path)
+    assert lib.load(lib.adopt(f"folder:{tmp_path / 'fruit'}")).test.labels.tolist() == [0, 2]
+    (tmp_path / "fruit" / "test" / "quince").mkdir()
+    lib = library(tmp_path / "again")
+    with pytest.raises(UserError, match="test/ has the class 'quince', which train/ has not"):
+        lib.load(lib.adopt(f"folder:{tmp_path / 'fruit'}"))
 
 
 def test_a_folder_without_a_test_part_is_cut(tmp_path):
@@ -237,8 +249,6 @@ def test_real_sets_load(tmp_path, real_data, name):
     data = library(tmp_path, real_data).load(name)
     assert (len(data.train), len(data.test), data.num_classes) == COUNTS[name]
     assert int(data.train.labels.max()) < data.num_classes
-    names = class_names(parquet_files(real_data / name, "train"))
-    assert len(names) == data.num_classes
 
 
 def test_real_gtsrb_has_its_tracks_and_classes(tmp_path, real_data):

@@ -29,6 +29,7 @@ from zoo.checkpoint import CHECKPOINT
 from zoo.errors import StorageError, UserError
 from zoo.files import parse_json, read_json, read_tail
 from zoo.recipes import VictimRecipe, target_class
+from zoo.sets import facts_of
 from zoo.store import Stored, Zoo
 
 Task = Literal["build", "judge"]
@@ -158,17 +159,21 @@ def _material_finder(settings: Settings) -> Callable[[VictimRecipe], list[Materi
 
 
 def check_data(settings: Settings) -> None:
-    """Decodes every data set once and checks every attack on it, before anything is trained.
+    """Decodes every data set once, and its out-of-distribution set, before anything is trained.
+
+    Every attack is checked on it, too.
 
     Raises:
         UserError: a set is missing or damaged, or an attack cannot be made on it.
     """
-    recipes = [recipe for recipe, _ in plan_victims(settings.profile)]
-    for name in sorted({recipe.dataset for recipe in recipes}):
+    victims = plan_victims(settings.profile)
+    for name in sorted({recipe.dataset for recipe, _ in victims}):
         data = settings.library.load(name)
-        for recipe in recipes:
-            if recipe.dataset == name:
-                check(recipe, data)
+        own = [(recipe, grid) for recipe, grid in victims if recipe.dataset == name]
+        for recipe, _ in own:
+            check(recipe, data)
+        for ood in {grid.ood or facts_of(name).ood for _, grid in own}:
+            settings.library.load_unlabelled(ood)  # part of every split
 
 
 def build_zoo(settings: Settings, state: ZooState, watcher: Watcher) -> list[str]:

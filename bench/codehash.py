@@ -1,7 +1,8 @@
 """A hash of what a piece of code does, blind to comments, docstrings, blank lines and paths.
 
-It covers the file itself and, transitively, the modules of its own distribution that it imports:
-editing a shared helper makes every defense that uses it stale, editing a docstring none.
+It covers the file itself and, transitively, the modules of its own package (of a loose file: of its
+own folder) and of ours that it imports: editing a shared helper makes every defense that uses it stale,
+editing a docstring none.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def file_hashes(path: Path) -> dict[str, str]:
     """
     path = path.resolve()
     own = any(path.is_relative_to(_BASE / package) for package in _OWN_PACKAGES)
-    folder = _BASE if own else path.parent
+    folder = _BASE if own else _home(path)
     return {
         file.relative_to(folder if file.is_relative_to(folder) else _BASE).as_posix(): _short(file)
         for file in sorted(_closure(path))
@@ -125,25 +126,43 @@ def _imports(file: Path) -> list[Path]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            stem = "." * node.level + (node.module or "")
+            dot = "." if node.module else ""
+            names = [stem, *(f"{stem}{dot}{alias.name}" for alias in node.names)]
         for name in names:
             if (module := _module_file(name, file)) is not None:
                 found.append(module)
     return found
 
 
+def _home(file: Path) -> Path:
+    """The folder of a loose file; the one that a file's top-level package lies in."""
+    folder = file.parent
+    while (folder / "__init__.py").is_file() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 def _module_file(name: str, importer: Path) -> Path | None:
-    """The source file of a module that counts: our own, or a sibling of a plugin file.
+    """The source file of a module that counts: our own, or one of a plugin's folder or package.
 
     A package's ``__init__`` does not count: it only lists what there is, and adding a defense to
     the list must not make the others stale.
     """
+    dotless = name.lstrip(".")
+    if level := len(name) - len(dotless):
+        start = importer.parents[min(level, len(importer.parents)) - 1]
+        candidate = start.joinpath(*dotless.split(".")).with_suffix(".py") if dotless else None
+        return candidate if candidate is not None and candidate.is_file() else None
     head, *rest = name.split(".")
     if head in _OWN_PACKAGES:
         candidate = (_BASE / head).joinpath(*rest).with_suffix(".py") if rest else None
     elif importer.is_relative_to(_BASE) and importer.parent.name in _OWN_PACKAGES:
         candidate = None  # our own modules import siblings by their full name
     else:
-        candidate = importer.parent.joinpath(head, *rest).with_suffix(".py")
+        home = _home(importer)
+        within = (home / head).is_dir() and (home / head) in importer.parents
+        start = home if within else importer.parent
+        candidate = start.joinpath(head, *rest).with_suffix(".py")
     return candidate if candidate is not None and candidate.is_file() else None

@@ -65,6 +65,35 @@ def test_a_siblings_edit_counts_and_a_strangers_does_not(tmp_path):
     assert write(tmp_path, deeper="A = 2\n") != first
 
 
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("util.py", "from .util import A\n"),
+        ("util.py", "from . import util\n"),
+        ("util.py", "from mypkg.sub.util import A\n"),
+        ("../util.py", "from ..util import A\n"),
+        ("../util.py", "import mypkg.util\n"),
+    ],
+)
+def test_the_modules_of_a_plugins_own_package_count(tmp_path, place, line):
+    folder = tmp_path / "mypkg" / "sub"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").write_text("")
+    helper = folder / place
+
+    def edited(text):
+        helper.write_text(text)
+        code_hash.cache_clear()
+        file_hashes.cache_clear()
+        return write(folder, plugin=line), file_hashes(folder / "plugin.py")
+
+    (one, files), (other, changed) = edited("A = 1\n"), edited("A = 2\n")
+    assert one != other
+    name = helper.resolve().relative_to(tmp_path).as_posix()
+    assert [f for f in files if files[f] != changed[f]] == [name]
+
+
 def test_the_place_of_a_file_does_not_count(tmp_path):
     hashes = []
     for name in ("one", "two"):

@@ -1,8 +1,8 @@
 """A hash of what a piece of code does, blind to comments, docstrings, blank lines and paths.
 
-It covers the file itself and, transitively, the modules of its own package (of a loose file: of its
-own folder) and of ours that it imports: editing a shared helper makes every defense that uses it stale,
-editing a docstring none.
+It covers the file itself and, transitively, the modules of its own package (of a loose file: of
+its own folder) and of ours that it imports: editing a shared helper makes every defense that uses
+it stale, editing a docstring none.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class ListWhat(enum.StrEnum):
 
     ATTACKS = "attacks"
     DEFENSES = "defenses"
+    BASE_SETS = "base-sets"
     DATASETS = "datasets"
     MODELS = "models"
     PROFILES = "profiles"
@@ -66,7 +67,7 @@ def list_(
         bool, typer.Option("--markdown", help="the page docs/defenses.md, of built-in defenses")
     ] = False,
 ) -> None:
-    """What is there: attacks, defenses, data sets, models, profiles, budgets."""
+    """What is there: attacks, defenses, base sets, data sets, models, profiles, budgets."""
     from bench import inspection
 
     if markdown:

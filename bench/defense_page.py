@@ -16,7 +16,7 @@ from bench.child import labels_for
 from bench.config import load_profile
 from bench.plan import runs_once, why_not
 from bench.registry import CONTROLS
-from defenses import ALL, Defense, Robustifier
+from defenses import ALL, BASE_SETS, BaseSet, Defense, Robustifier
 
 COMMAND: Final = "bench list defenses --markdown > docs/defenses.md"
 CLASSES: Final = 10  # any number: only whether a budget has images matters
@@ -45,6 +45,13 @@ column. *training set*: it trains anew from the victim's training set, poison in
 any budget, and stands on a board of its own. –: not applicable. An *oracle* knows what no defender
 has, or chooses by it: it is marked in every table and stands after the others.
 """
+_BASE_SETS: Final = """\
+## Base sets
+
+What makes labelled images from the suspicious model: `ibau@fred` is I-BAU on a [base
+set](base-sets.md) of FRED. A hyper-parameter is written `ibau@fred[per_class=10]`, or
+`[params.fred]` in a profile.
+"""
 
 
 def page(entries: Sequence[Defense] = ALL) -> str:
@@ -54,6 +61,7 @@ def page(entries: Sequence[Defense] = ALL) -> str:
     for entry in entries:
         first = first_of.setdefault(entry.run.__module__, entry.name)
         parts.append(section(entry, "" if first == entry.name else first))
+    parts += [_BASE_SETS, *map(builder_section, BASE_SETS)]
     return "\n".join(parts)
 
 
@@ -81,7 +89,7 @@ def standing(needs: str, token: str) -> str:
     return _LABELS[labels_for(needs, is_labelled(token))] if images else "no data"
 
 
-def paper(entry: Defense) -> str:
+def paper(entry: Defense | BaseSet) -> str:
     """A link, where the paper has an address."""
     kind, _, number = entry.paper.partition(":")
     if kind in _ADDRESSES and re.fullmatch(r"[^\s()]+", number):
@@ -103,12 +111,22 @@ def section(entry: Defense, elsewhere: str) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def file_of(entry: Defense) -> str:
+def builder_section(builder: BaseSet) -> str:
+    """All about one builder of base sets."""
+    paragraphs = _paragraphs(inspect.getmodule(builder.run))
+    prior = "a generative prior" if builder.needs == "auxiliary" else "the model alone"
+    facts = [f"Paper: {paper(builder)}", f"needs: {prior}", f"file: `{file_of(builder)}`"]
+    facts += ["appends clean labelled images where the budget has any"] * builder.booster
+    text = [f"### {builder.name}", *map(prose, paragraphs[:1]), f"{'; '.join(facts)}."]
+    return "\n\n".join([*text, knobs(builder), *map(prose, departures(paragraphs[1:]))]) + "\n"
+
+
+def file_of(entry: Defense | BaseSet) -> str:
     """``defenses/ibau.py``."""
     return entry.run.__module__.replace(".", "/") + ".py"
 
 
-def knobs(entry: Defense) -> str:
+def knobs(entry: Defense | BaseSet) -> str:
     """The hyper-parameters with defaults and the comments behind them."""
     parameters = entry.hyper_parameters()
     if not parameters:

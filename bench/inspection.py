@@ -99,6 +99,22 @@ def defenses(registry: Registry) -> Rows:
     return rows
 
 
+def base_sets(registry: Registry) -> Rows:
+    """Every builder of base sets, for use as ``ibau@NAME``."""
+    return [
+        {
+            "name": name,
+            "needs": "prior" if entry.builder.needs == "auxiliary" else "nothing",
+            "origin": entry.origin,
+            "parameters": ", ".join(
+                f"{k}={v}" for k, v in entry.builder.hyper_parameters().items()
+            ),
+            "paper": entry.builder.paper,
+        }
+        for name, entry in registry.bases.items()
+    ]
+
+
 def datasets() -> Rows:
     """Every named set, and whether it is here."""
     data = os.environ.get("BENCH_DATA")
@@ -174,6 +190,7 @@ def show_list(what: str | None, plugins: list[str], json_output: bool) -> int:
     tables = {
         "attacks": attacks,
         "defenses": lambda: defenses(registry),
+        "base-sets": lambda: base_sets(registry),
         "datasets": datasets,
         "models": models,
         "profiles": profiles,

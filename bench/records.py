@@ -43,6 +43,7 @@ SCHEMA: Final = 1
 MAX_BYTES: Final = 4 * 2**20  # of a record's file; one with a long curve has 20,000
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _ODD: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal would act upon
+_COLON_FIRST: Final = re.compile(rb'\n *": ')  # a string in a list, or a key, that begins so
 _LONGEST: Final = 1000  # letters of a name
 _HUGE: Final = 1e300  # further on, sums and squares are no numbers any more
 
@@ -273,10 +274,10 @@ def digest_of_text(raw: bytes) -> str:
     """What ``digest`` gives for the payload in a file that ``write`` has laid out.
 
     A line break is never inside a string of JSON, so taking out line breaks, indentation and the
-    blank after each key leaves canonical JSON. A string can hold that blank after an escaped quote;
-    such a file has no digest here.
+    blank after each key leaves canonical JSON. A string can hold that blank after an escaped quote,
+    or begin with a colon and that blank; such a file has no digest here.
     """
-    if b'\\": ' in raw:
+    if b'\\": ' in raw or b'": ": ' in raw or _COLON_FIRST.search(raw):
         return ""
     flat = b"".join(map(bytes.lstrip, raw.split(b"\n"))).replace(b'": ', b'":')
     before, name, rest = flat.partition(b'"payload_sha256":"')

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -110,8 +109,6 @@ def _value(entry: Entry, param: str, text: str) -> tuple[Scalar, Scalar]:
         value: Scalar = entry.resolve({param: raw})[param]
     except ValueError as error:
         raise UserError(str(error)) from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{entry.name}[{param}]: expected a finite number, got {text!r}")
     return value, raw
 
 

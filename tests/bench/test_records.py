@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.records import (
@@ -155,13 +155,25 @@ def test_strings_that_look_like_json_are_read_as_they_were_written(tmp_path, mes
         read(path)
 
 
+def strings_of(value):
+    if isinstance(value, dict):
+        return [*value, *(s for v in value.values() for s in strings_of(v))]
+    if isinstance(value, list):
+        return [s for v in value for s in strings_of(v)]
+    return [value] if isinstance(value, str) else []
+
+
+@example({"": ": "})
+@example({"a": [": b", [": "]]})
+@example({": a": 1.0})
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats(-9, 9) | st.text(), st.lists)))
 def test_the_digest_of_the_text_is_that_of_the_payload_or_none(params):
     payload = {"payload_sha256": "0" * 64, "cell": params, "inputs": [params], "schema": 1}
     raw = (json.dumps(payload, sort_keys=True, indent=1) + "\n").encode()
     del payload["payload_sha256"]
     assert digest_of_text(raw) in (digest(payload), "")
-    assert '\\": ' in raw.decode() or digest_of_text(raw)
+    if not any('": ' in text or text.startswith(": ") for text in strings_of(params)):
+        assert digest_of_text(raw)
 
 
 def test_records_lie_where_they_are_looked_for_and_in_order(tmp_path):

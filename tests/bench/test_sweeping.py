@@ -127,7 +127,7 @@ def test_nothing_matched(bench, where, root):
         ("ibau", "lr", "0.1,,1", "expected --values like 1e-4,3e-4,1e-3, got an empty one"),
         ("ibau", "lr", "0.1,fast", "ibau[lr]: expected a value of type float, got 'fast'"),
         ("ibau", "rounds", "1,2.5", "ibau[rounds]: expected a value of type int, got 2.5"),
-        ("ibau", "lr", "0.1,nan", "ibau[lr]: expected a finite number, got 'nan'"),
+        ("ibau", "lr", "0.1,nan", "ibau[lr]: expected a finite number, got nan"),
         ("ibau", "lr", "0.1,a=b]", "expected a value of type float"),
     ],
 )

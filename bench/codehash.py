@@ -151,18 +151,17 @@ def _module_file(name: str, importer: Path) -> Path | None:
     the list must not make the others stale.
     """
     dotless = name.lstrip(".")
-    if level := len(name) - len(dotless):
+    level, (head, *rest) = len(name) - len(dotless), dotless.split(".")
+    start: Path | None = importer.parent
+    if level:
         start = importer.parents[min(level, len(importer.parents)) - 1]
-        candidate = start.joinpath(*dotless.split(".")).with_suffix(".py") if dotless else None
-        return candidate if candidate is not None and candidate.is_file() else None
-    head, *rest = name.split(".")
-    if head in _OWN_PACKAGES:
-        candidate = (_BASE / head).joinpath(*rest).with_suffix(".py") if rest else None
+    elif head in _OWN_PACKAGES:
+        start = _BASE if rest else None
     elif importer.is_relative_to(_BASE) and importer.parent.name in _OWN_PACKAGES:
-        candidate = None  # our own modules import siblings by their full name
-    else:
-        home = _home(importer)
-        within = (home / head).is_dir() and (home / head) in importer.parents
-        start = home if within else importer.parent
-        candidate = start.joinpath(head, *rest).with_suffix(".py")
-    return candidate if candidate is not None and candidate.is_file() else None
+        start = None  # our own modules import siblings by their full name
+    elif (home := _home(importer)) / head in importer.parents:
+        start = home
+    if start is None or not head:
+        return None
+    candidate = start.joinpath(head, *rest).with_suffix(".py")
+    return candidate if candidate.is_file() else None

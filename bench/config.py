@@ -21,7 +21,7 @@ BUILT_IN: Final = ("quick", "cpu", "paper", *PRESETS)
 _BUDGET: Final = re.compile(r"0|1t|unlabeled|ood|[1-9][0-9]{0,8}(pc)?")
 MAX_BYTES: Final = 2**20  # of a profile; the largest of ours has 3,000
 _LONGEST: Final = 2_000  # letters of a line
-MANY: Final = 10_000_000  # of anything that a profile may count
+_MANY: Final = 10_000_000  # of anything that a profile may count
 _SHOWN: Final = 20  # mistakes of a profile that are listed
 
 
@@ -32,8 +32,8 @@ class _Strict(BaseModel):
 class Training(_Strict):
     """Fields of ``zoo.train.Recipe`` that a profile may set."""
 
-    epochs: int = Field(gt=0, le=MANY)
-    batch_size: int = Field(default=128, gt=0, le=MANY)
+    epochs: int = Field(gt=0, le=_MANY)
+    batch_size: int = Field(default=128, gt=0, le=_MANY)
     lr: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     nesterov: bool = False
@@ -43,8 +43,8 @@ class Training(_Strict):
 class RobustTraining(_Strict):
     """Fields of ``zoo.asset_recipes.Robust``: how adversarially trained surrogates are made."""
 
-    epochs: int = Field(default=30, gt=0, le=MANY)
-    steps: int = Field(default=10, gt=0, le=MANY)
+    epochs: int = Field(default=30, gt=0, le=_MANY)
+    steps: int = Field(default=10, gt=0, le=_MANY)
     epsilon: float = Field(default=8, gt=0)
 
 
@@ -52,9 +52,9 @@ class PriorTraining(_Strict):
     """How generative priors are made: fields of ``zoo.prior.PriorSpec`` and ``PriorSchedule``."""
 
     # Of the generator; the critic makes five for each.
-    steps: int = Field(default=2000, gt=0, le=MANY)
+    steps: int = Field(default=2000, gt=0, le=_MANY)
     width: float = Field(default=0.25, gt=0, le=8)  # factor on every channel count
-    batch_size: int = Field(default=32, gt=1, le=MANY)
+    batch_size: int = Field(default=32, gt=1, le=_MANY)
     lr: float = Field(default=2e-4, gt=0)  # of Adam
 
 
@@ -64,11 +64,11 @@ class Grid(_Strict):
     dataset: str
     arch: str
     width: float = Field(default=1.0, gt=0)
-    train_images: int | None = Field(default=None, gt=0, le=MANY)
+    train_images: int | None = Field(default=None, gt=0, le=_MANY)
     attacks: list[str] = Field(min_length=1)
     ood: str | None = None  # overrides the data set's usual out-of-distribution set
     # Overrides the protocol's, which goes by seed.
-    target: int | None = Field(default=None, ge=0, le=MANY)
+    target: int | None = Field(default=None, ge=0, le=_MANY)
     training: Training
     robust: RobustTraining = RobustTraining()
 
@@ -83,8 +83,8 @@ class Limits(_Strict):
 class Evasion(_Strict):
     """How many evaluation images are attacked where robust accuracy is measured."""
 
-    pgd_images: int = Field(default=500, gt=0, le=MANY)
-    autoattack_images: int = Field(default=0, ge=0, le=MANY)  # of those; needs the extra `robust`
+    pgd_images: int = Field(default=500, gt=0, le=_MANY)
+    autoattack_images: int = Field(default=0, ge=0, le=_MANY)  # of those; needs the extra `robust`
 
 
 class Profile(_Strict):
@@ -113,9 +113,9 @@ class Profile(_Strict):
     @field_validator("seeds", "defense_seeds")
     @classmethod
     def _natural_seeds(cls, seeds: list[int]) -> list[int]:
-        if not 0 <= min(seeds) <= max(seeds) <= MANY or len(set(seeds)) != len(seeds):
+        if not 0 <= min(seeds) <= max(seeds) <= _MANY or len(set(seeds)) != len(seeds):
             raise ValueError(
-                f"expected different seeds >= 0, none above {MANY:,}, got {seeds!r:.200}"
+                f"expected different seeds >= 0, none above {_MANY:,}, got {seeds!r:.200}"
             )
         return seeds
 

@@ -21,6 +21,7 @@ from bench.config import BUILT_IN, load_profile
 from bench.environment import cores, cpu_name, default_device, environment
 from bench.registry import CONTROLS, Registry
 from bench.rendering import root_of
+from defenses.base import Method
 from zoo.adoption import ATTACKS
 from zoo.models import ARCHITECTURES, ArchSpec, build_model
 from zoo.sets import DATASETS, EMBEDDED, SETS
@@ -84,9 +85,7 @@ def defenses(registry: Registry) -> Rows:
             "needs": entry.defense.needs,
             "origin": entry.origin
             + (", control" if name in CONTROLS else ", oracle" * entry.defense.oracle),
-            "parameters": ", ".join(
-                f"{k}={v}" for k, v in entry.defense.hyper_parameters().items()
-            ),
+            "parameters": _parameters(entry.defense),
             "paper": entry.defense.paper,
         }
         for name, entry in registry.entries.items()
@@ -106,13 +105,15 @@ def base_sets(registry: Registry) -> Rows:
             "name": name,
             "needs": "prior" if entry.builder.needs == "auxiliary" else "nothing",
             "origin": entry.origin,
-            "parameters": ", ".join(
-                f"{k}={v}" for k, v in entry.builder.hyper_parameters().items()
-            ),
+            "parameters": _parameters(entry.builder),
             "paper": entry.builder.paper,
         }
         for name, entry in registry.bases.items()
     ]
+
+
+def _parameters(method: Method) -> str:
+    return ", ".join(f"{name}={default}" for name, default in method.hyper_parameters().items())
 
 
 def datasets() -> Rows:

@@ -107,7 +107,7 @@ def plan_cells(
     zoo, budgets, assets = Zoo(root), Budgets(root, library), AssetStore(root)
     chosen, evasion = _defenses(profile, registry), profile.evasion
     victims = plan_victims(profile)
-    cells: list[PlannedCell] = []
+    cells: dict[str, PlannedCell] = {}
     missing: list[VictimRecipe] = []
     sets: dict[str, DataSet] = {}
     for recipe, grid in [*(twins_of(victims) if twins else ()), *victims]:
@@ -130,12 +130,11 @@ def plan_cells(
                 )
                 for seed in profile.defense_seeds:
                     base = plan_base(entry, params, seed, victim, budget, prior, assets)
-                    cells.append(
-                        plan_cell(
-                            name, entry, params, seed, victim, twin, budget, manifest, base, evasion
-                        )
+                    cell = plan_cell(
+                        name, entry, params, seed, victim, twin, budget, manifest, base, evasion
                     )
-    return list({cell.key: cell for cell in reversed(cells)}.values())[::-1], missing
+                    cells.setdefault(cell.key, cell)
+    return list(cells.values()), missing
 
 
 def cells_to_come(profile: Profile, registry: Registry) -> list[tuple[str, bool]]:

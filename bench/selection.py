@@ -89,7 +89,7 @@ def _with_attacks(grid: Sequence[Grid], attacks: Sequence[str]) -> list[Grid]:
         anywhere = set().union(*(a for p, a in zip(places, listed, strict=True) if p == place))
         kept = [
             attack
-            for attack in attacks
+            for attack in dict.fromkeys(attacks)
             if (name := _plain(attack)) in own
             or (name not in anywhere and places.index(place) == number)
         ]

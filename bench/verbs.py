@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from bench.app import NOTHING_MATCHED, OK, SOME_FAILED
 from bench.building import ZooState, build_zoo, check_data, tidy, zoo_state
-from bench.config import MANY, Profile, load_profile
+from bench.config import Profile, load_profile
 from bench.ending import summary
 from bench.environment import check_device, cores, default_device
 from bench.executors import Executor, check_executor
@@ -77,14 +77,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,7})(?:\s*-\s*(\d{1,7}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UserError(f"expected seeds like 0,1,2 or 0-13, got {text!r}")
-        if int(match[2] or match[1]) > MANY or int(match[2] or 0) - int(match[1]) > MOST_SEEDS:
-            raise UserError(
-                f"expected at most {MOST_SEEDS:,} seeds of at most {MANY:,}, got {text!r:.100}"
-            )
-        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+            raise UserError(f"expected seeds like 0,1,2 or 0-13, got {text!r:.100}")
+        found = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(found) > MOST_SEEDS:
+            raise UserError(f"expected at most {MOST_SEEDS:,} seeds, got {text!r:.100}")
+        seeds.extend(found)
     return tuple(dict.fromkeys(seeds))
 
 

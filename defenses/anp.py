@@ -13,8 +13,8 @@ Differences from the paper:
    *test* success of the attack; a defender cannot. ``anp`` raises it for as long as that costs at
    most 5 points of accuracy on a fifth of the defender's images, held out from the mask: half of
    the published bound (10 %), as nothing is fine-tuned afterwards. Where even 0 costs more, nothing
-   is pruned. With fewer than 20 images in a
-   fifth: the paper's 0.2, and no hold-out. ``anp-oracle`` is the published rule, in steps of 0.1.
+   is pruned. With fewer than 20 images in a fifth: the paper's 0.2, and no hold-out.
+   ``anp-oracle`` is the published rule, in steps of 0.1.
 2. The noise is clipped to [-epsilon, epsilon], as in the paper's inner problem. The code does not
    clip: a step of epsilon from a random start reaches 2 epsilon. ``project=False`` is the code.
 3. 500 iterations of 64 images instead of 2,000 of 128, at the same rate. (BCU's comparison makes

@@ -33,13 +33,17 @@ class PilImages(Dataset):
 
 
 def plain_layers(model):
-    """The same network from torch's own layers."""
+    """The same network from torch's own layers, in the usual order."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, FastELU):
                 setattr(parent, name, nn.ELU(inplace=True))
             elif isinstance(child, ByteDropout):
                 setattr(parent, name, nn.Dropout(child.dropped / 256))
+    for block in model.modules():
+        for i in range(len(block) - 1 if isinstance(block, nn.Sequential) else 0):
+            if isinstance(block[i], nn.MaxPool2d) and isinstance(block[i + 1], nn.ELU):
+                block[i], block[i + 1] = block[i + 1], block[i]
     return model
 
 

@@ -123,9 +123,10 @@ class Profile(_Strict):
 def check_budget(token: str) -> str:
     """The token itself; raises a ValueError for one that is not a budget."""
     if not _BUDGET.fullmatch(token):
+        several = ". Give each its own: --budget 100 --budget ood" if "," in token else ""
         raise ValueError(
             f"expected a budget 0, 1, 1t, a number of images, a number with pc (per class), "
-            f"unlabeled or ood, got {token!r}"
+            f"unlabeled or ood, got {token!r}{several}"
         )
     return token
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from bench.progress import duration
 from bench.records import Record
-from bench.sweeps import bare
+from bench.specs import bare
 
 # A record says nothing of the time where nothing ran, or where somebody else ended it.
 _NO_MEASURE: Final = ("not-applicable", "import-error", "killed", "interrupted")

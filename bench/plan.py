@@ -6,7 +6,6 @@ seed. Never a path, a host, a time or an order, so records can be copied between
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from bench.priors import prior_of
 from bench.records import FAILED, SCHEMA, Cell, Record, RecordError, digest, path_of, read
 from bench.registry import Broken, Entry, Registry
 from bench.robustness import inputs_of, panel_of
-from bench.specs import parse_spec, split_params
+from bench.specs import bare, parse_spec, split_params
 from zoo.asset_recipes import PriorRecipe, Robust
 from zoo.assets import AssetStore
 from zoo.build import no_training_set
@@ -205,7 +204,7 @@ def plan_cell(
     inputs = {
         "schema": SCHEMA,
         "metric": METRIC_VERSION,
-        "defense": re.sub(r"\[.*", "", name),
+        "defense": bare(name),
         "code": entry.code_sha256,
         "broken": broken,
         "params": params,

@@ -26,6 +26,7 @@ from bench.metrics import Robustness as Robustness
 from bench.metrics import checked_metrics as checked_metrics
 from bench.metrics import metrics_from_dict as metrics_from_dict
 from bench.metrics import stored
+from bench.specs import bare
 from zoo.files import MAX_JSON as MAX_JSON
 from zoo.files import canonical as canonical
 from zoo.files import digest as digest
@@ -154,7 +155,7 @@ def path_of(root: Path, record: Record) -> Path:
     """
     if not _KEY.fullmatch(record.key):
         raise RecordError(f"expected a key of 64 hexadecimal digits, got {record.key!r:.100}")
-    defense = slug(record.cell.defense.split("[")[0])
+    defense = slug(bare(record.cell.defense))
     return root / "records" / defense / record.key[:2] / f"{record.key}.json"
 
 
@@ -275,7 +276,8 @@ def digest_of_text(raw: bytes) -> str:
 
     A line break is never inside a string of JSON, so taking out line breaks, indentation and the
     blank after each key leaves canonical JSON. A string can hold that blank after an escaped quote,
-    or begin with a colon and that blank; such a file has no digest here.
+    or begin with a colon and that blank, and a key can end in a backslash; such a file has no
+    digest here.
     """
     if b'\\": ' in raw or b'": ": ' in raw or _COLON_FIRST.search(raw):
         return ""

@@ -214,6 +214,21 @@ class Registry:
             raise UserError(str(error)) from error
         return entry, overrides
 
+    def check_params(self, name: str, given: dict[str, Any]) -> None:
+        """What a profile sets for one defense or base set, whether or not the profile runs it.
+
+        Raises:
+            UserError: no defense or base set has that name, or not those hyper-parameters.
+        """
+        if name in self.broken:  # which has a row that says why
+            return
+        methods: dict[str, Defense | BaseSet] = {k: e.defense for k, e in self.entries.items()}
+        methods.update((known, base.builder) for known, base in self.bases.items())
+        try:
+            _known("defense or base set", name, methods).resolve(given)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
     def _add_entry_point(self, point: EntryPoint) -> None:
         origin = f"entry-point:{point.dist.name if point.dist else point.value}"
         reference = Reference(module=point.module, attribute=point.attr)
@@ -344,7 +359,7 @@ def source_of(origin: str, reference: Reference, module: types.ModuleType) -> So
     return Source(origin=origin, place=place, code_sha256=code_hash(Path(str(module.__file__))))
 
 
-Registered = TypeVar("Registered", Entry, BaseEntry)
+Registered = TypeVar("Registered")
 
 
 def _known(kind: str, name: str, found: dict[str, Registered]) -> Registered:

@@ -13,7 +13,7 @@ from bench.app import OK, SOME_FAILED
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
-    from leaderboard.checks import Finding
+    from leaderboard.render import Rendered
 
 SHOWN: Final = 8  # things to look at that are printed; the leaderboard lists all
 
@@ -26,28 +26,25 @@ def root_of(root: str | None) -> Path:
 def leaderboard(root: str | None, strict: bool, json_output: bool, release: str = "") -> int:
     """Renders, says where, and what to look at before publishing.
 
-    With ``strict``, anything to look at makes exit 3. Not 2: nothing is wrong with the command, and
-    all pages are written; as after a run with failed cells, somebody has to look.
+    With ``strict``, anything to look at, and a file that cannot be read, makes exit 3. Not 2:
+    nothing is wrong with the command, and all pages are written; as after a run with failed cells,
+    somebody has to look.
     """
     folder = _with_records(root)
-    findings = render(folder, json_output, release=release)
+    rendered = render(folder, json_output, release=release)
+    findings = rendered.findings
     for finding in findings[:SHOWN]:
         print(f"bench: before publishing: {finding.kind}: {finding.text}", file=sys.stderr)
     if len(findings) > SHOWN:
         print(f"  and {len(findings) - SHOWN} more; the leaderboard lists them", file=sys.stderr)
-    return SOME_FAILED if strict and findings else OK
+    return SOME_FAILED if strict and (findings or rendered.problems) else OK
 
 
-def render(
-    folder: Path, json_output: bool, release: str = "", profile: str = ""
-) -> tuple[Finding, ...]:
+def render(folder: Path, json_output: bool, release: str = "", profile: str = "") -> Rendered:
     """Renders the newest record of every cell below a root; prints the paths.
 
     ``release``, a date or a name, stands on the page, which knows no time of its own; ``profile``
     in the commands that repeat a cell.
-
-    Returns:
-        What should be looked at before publishing.
     """
     from leaderboard.render import render as render_pages
 
@@ -64,7 +61,7 @@ def render(
         print(f"{rendered.records} records on the leaderboard:")
         for path in (*pages.values(), rendered.json):
             print(f"  {path}")
-    return rendered.findings
+    return rendered
 
 
 def export(root: str | None, out: str | None, json_output: bool) -> int:

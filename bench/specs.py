@@ -27,6 +27,11 @@ def split_params(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return own, base
 
 
+def bare(spec: str) -> str:
+    """``ibau[rounds=3]@fred[steps=50]`` without what is in brackets: ``ibau@fred``."""
+    return re.sub(r"\[[^\]]*\]", "", spec)
+
+
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """``name[a=1, b=x]`` to a name and values (numbers and true/false are recognised).
 

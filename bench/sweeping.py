@@ -19,8 +19,8 @@ from bench.ending import summary
 from bench.forecast import show_plan
 from bench.plan import PlannedCell, existing, plan_cells
 from bench.registry import Broken, Entry, Registry
-from bench.specs import parse_spec
-from bench.sweeps import Scalar, Sweep, bare, in_order, remember
+from bench.specs import bare, parse_spec
+from bench.sweeps import Scalar, Sweep, in_order, remember
 from bench.verbs import Request, build_missing, nothing_to_run, prepare, run_cells
 from zoo.errors import UserError
 

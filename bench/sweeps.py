@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.metrics import stored
 from bench.records import MAX_JSON, Cell, digest, read_plain, slug, write_atomic
+from bench.specs import bare
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -49,11 +49,6 @@ class Sweep:
         rest = {name: value for name, value in cell.params.items() if name != self.param}
         value: Scalar = cell.params[self.param]
         return value if value in self.values and rest == self.fixed else None
-
-
-def bare(defense: str) -> str:
-    """``ibau[rounds=3]@fred[steps=50]`` without what is in brackets: ``ibau@fred``."""
-    return re.sub(r"\[[^\]]*\]", "", defense)
 
 
 def in_order(values: Iterable[Scalar]) -> tuple[Scalar, ...]:

@@ -117,6 +117,8 @@ def prepare(request: Request) -> tuple[Settings, Registry]:
     for name in profile.defenses:
         if name not in registry.broken:  # which has a row that says why
             registry.parse(name)
+    for name, given in profile.params.items():
+        registry.check_params(name, given)
     return settings, registry
 
 

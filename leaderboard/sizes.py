@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.records import Record
-from bench.sweeps import Scalar, Sweep, bare
+from bench.specs import bare
+from bench.sweeps import Scalar, Sweep
 from leaderboard.aggregate import SettingRow, setting_row
 from leaderboard.canvas import LIGHT, printable
 from leaderboard.curves import Curve, Picture, pictures

@@ -199,7 +199,7 @@ class SmallVGG(Classifier):
             blocks.append(
                 nn.Sequential(
                     *(_conv(c_in, c), _normalisation(spec, c), FastELU()),
-                    # Pooled first, and the same: the ELU grows with x. It sees a quarter of the values.
+                    # Pooled first: the same, as the ELU is monotonic, on a quarter of the values.
                     *(_conv(c, c), _normalisation(spec, c), nn.MaxPool2d(2), FastELU()),
                     ByteDropout(dropout),
                 )

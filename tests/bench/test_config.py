@@ -149,6 +149,11 @@ def test_budgets_that_are_not(token):
         check_budget(token)
 
 
+def test_budgets_in_one_option_are_told_apart():
+    with pytest.raises(ValueError, match=r"got '100,ood'\. Give each .* --budget 100 --budget ood"):
+        check_budget("100,ood")
+
+
 def test_selection_narrows_and_widens(tmp_path):
     library = Library(data=None, cache=tmp_path)
     profile = load_profile("cpu")

@@ -1,13 +1,15 @@
 """What could break: a plugin is lost in silence, a name has two owners, a typo is bent into a number."""
 
+import re
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from bench import registry as module
+from bench.config import BUILT_IN, load_profile
 from bench.registry import Registry
-from bench.specs import format_spec, parse_spec
+from bench.specs import bare, format_spec, parse_spec
 from zoo.errors import UserError
 
 PLUGIN = """
@@ -118,6 +120,29 @@ def test_files_without_a_defense_and_missing_files(tmp_path):
 def test_mistakes_in_names(text, message):
     with pytest.raises(UserError, match=message):
         Registry().parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("ibua", {}, "unknown defense or base set 'ibua'. Did you mean 'ibau'"),
+        ("fred", {"stpes": 4}, "no hyper-parameter 'stpes'; it has"),
+        ("nad", {"lr": "high"}, "expected a value of type float"),
+    ],
+)
+def test_mistakes_in_what_a_profile_sets(name, given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Registry().check_params(name, given)
+
+
+@pytest.mark.parametrize("built_in", BUILT_IN)
+def test_what_our_profiles_set_is_there(built_in):
+    for name, given in load_profile(built_in).params.items():
+        Registry().check_params(name, given)
+
+
+def test_a_spec_without_its_brackets():
+    assert bare("ibau[rounds=3]@fred[steps=50]") == "ibau@fred"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 
 from bench.records import scan
 from bench.registry import Registry
+from bench.specs import bare
 from bench.sweeping import texts_of
-from bench.sweeps import Sweep, bare, in_order, read, read_all, remember
+from bench.sweeps import Sweep, in_order, read, read_all, remember
 from tests.bench.test_harness import FAULTY
 from zoo.errors import UserError
 

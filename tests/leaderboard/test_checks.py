@@ -151,7 +151,13 @@ def test_strict_makes_a_finding_exit_3_and_says_which(
     assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "implausible"
 
 
-def test_strict_is_content_with_sound_records(tmp_path: Path) -> None:
+def test_strict_is_content_with_sound_records_only(tmp_path: Path) -> None:
     store(tmp_path, [record()])
-    done = CliRunner().invoke(app, ["leaderboard", "--root", str(tmp_path), "--strict"])
+    ask = ["leaderboard", "--root", str(tmp_path), "--strict"]
+    done = CliRunner().invoke(app, ask)
     assert (done.exit_code, done.stderr) == (0, "")
+    broken = next((tmp_path / "records").rglob("*.json")).with_stem("0" * 64)
+    broken.write_text("{")
+    done = CliRunner().invoke(app, ask)
+    assert done.exit_code == 3
+    assert broken.name in done.stderr

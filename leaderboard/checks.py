@@ -43,6 +43,7 @@ def findings(outcomes: Sequence[Outcome]) -> list[Finding]:
         *_copied_victims(attacked),
         *_missing([outcome for outcome in outcomes if not outcome.record.cell.panel]),
         *_mixed([outcome.record for outcome in outcomes]),
+        *_schedules([outcome.record for outcome in outcomes]),
         *_changed([outcome.record for outcome in outcomes]),
     ]
 
@@ -171,6 +172,25 @@ def _mixed(records: Sequence[Record]) -> Iterator[Finding]:
         if len(counts) > 1:
             found = ", ".join(f"{v} ({plural(n, 'record')})" for v, n in sorted(counts.items()))
             yield Finding(kind="mixed", text=f"{name} differs: {found}", keys=())
+
+
+def _schedules(records: Sequence[Record]) -> Iterator[Finding]:
+    """Rows that stand for several schedules: profiles set hyper-parameters that no name shows."""
+    by_name: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_name[record.cell.defense].append(record)
+    for name, found in sorted(by_name.items()):
+        if len({repr(record.cell.params) for record in found}) == 1:
+            continue
+        differing = []
+        for param in sorted(set().union(*(record.cell.params for record in found))):
+            values = Counter(str(record.cell.params.get(param, "none")) for record in found)
+            if len(values) > 1:
+                counts = (f"{v} ({plural(n, 'record')})" for v, n in sorted(values.items()))
+                differing.append(f"{param} is {', '.join(counts)}")
+        if differing:
+            text = f"{name} stands for several schedules: {'; '.join(differing)}"
+            yield Finding(kind="mixed", text=text, keys=())
 
 
 def _changed(records: Sequence[Record]) -> Iterator[Finding]:

@@ -137,6 +137,18 @@ def test_mixed_versions_and_environments_are_named() -> None:
     ]
 
 
+def test_one_name_for_two_schedules_is_named() -> None:
+    short, long, rest = ({"lr": 0.1, "steps": steps, "lag": None} for steps in (40, 200, 200))
+    of = zip(victims(), (short, long, rest), strict=True)
+    cells = [
+        dataclasses.replace(r, cell=dataclasses.replace(r.cell, params=params)) for r, params in of
+    ]
+    finding = only(cells)
+    assert finding.kind == "mixed"
+    told = "ibau stands for several schedules: steps is 200 (2 records), 40 (1 record)"
+    assert finding.text == told
+
+
 def test_strict_makes_a_finding_exit_3_and_says_which(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

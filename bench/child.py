@@ -10,6 +10,7 @@ or a base set, at all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -100,7 +101,7 @@ def run_cell(job: dict[str, Any]) -> None:
     """Runs the job in the current directory and writes ``result.json`` there."""
     result: dict[str, Any] = {"status": "error", "error": None}
     try:
-        result.update(_run(job))
+        result.update(_run(job, result))
     except Exception as error:  # a stranger's code may raise anything
         result["status"] = status_of(error)
         result["error"] = {
@@ -129,7 +130,7 @@ def status_of(error: BaseException) -> str:
     return "error"
 
 
-def _run(job: dict[str, Any]) -> dict[str, Any]:
+def _run(job: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(job["device"])
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
@@ -142,7 +143,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     view, granted = make_view(job, model, device)
     if isinstance(method, BaseSet):
         return _make_base_set(method, job, model, view)
-    return _defend(method, job, model, view, granted)
+    return _defend(method, job, model, view, granted, told)
 
 
 def _defend(
@@ -151,8 +152,9 @@ def _defend(
     model: Classifier,
     view: LedgerView,
     granted: dict[str, Any],
+    told: dict[str, Any],
 ) -> dict[str, Any]:
-    """Runs a defense and leaves the repaired model behind."""
+    """Runs a defense and leaves the repaired model behind; what it saw is told even if it fails."""
     spec, device = model.spec, view.device
     counter = ImageCounter()
     counter.install()
@@ -160,10 +162,16 @@ def _defend(
     status, error = "ok", None
     try:
         repaired = defense.run(model, view, **job["params"])
+        if view.finding is not None and len(set(view.finding.flagged)) == spec.num_classes:
+            raise NotDetectedError(f"all {spec.num_classes} classes are flagged: none stands out")
     except NotDetectedError as reason:
         status, repaired = "not-detected", build_model(spec)
         repaired.load_state_dict(load_file("model.safetensors"))
         error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
+    except Exception:
+        with contextlib.suppress(Exception):  # a stranger's finding may be anything
+            told.update(seen_by(view))
+        raise
     cost = cost_since(started, counter, device)
     touched = {**granted, **view.ledger()}  # before we look at the images ourselves
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
@@ -176,10 +184,9 @@ def _defend(
         "status": status,
         "error": error,
         "specs": [own.to_dict() for own in specs],  # one for every candidate
-        "finding": None if view.finding is None else keep_finding(view.finding),
         "cost": cost,
-        "curve": thin(view.curve),
         "data_touched": touched,
+        **seen_by(view),
     }
 
 
@@ -297,7 +304,10 @@ def make_view(
         target=job.get("target"),
     )
     vars(view).pop("_read", None)
-    return view, {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
+    granted = {"granted_images": 0 if images is None else len(images), "granted_labels": kind}
+    if labels is not None:  # pseudo-labels may leave classes out
+        granted["granted_classes"] = len(labels.unique())
+    return view, granted
 
 
 def labels_for(needs: str, labelled: bool) -> str:
@@ -350,6 +360,12 @@ def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[st
     return weights
 
 
+def seen_by(view: DefenderView) -> dict[str, Any]:
+    """What a defense has logged, and what a detector saw."""
+    finding = None if view.finding is None else keep_finding(view.finding)
+    return {"finding": finding, "curve": thin(view.curve)}
+
+
 def keep_finding(finding: Finding) -> dict[str, Any]:
     """JSON form of what a detector saw; its pictures go to ``triggers.safetensors``."""
     if finding.triggers is not None:
@@ -365,9 +381,10 @@ def keep_finding(finding: Finding) -> dict[str, Any]:
 
 
 def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most CURVE_POINTS points, and nothing that JSON cannot hold."""
+    """About CURVE_POINTS points, the last among them, and nothing that JSON cannot hold."""
     step = math.ceil(len(curve) / CURVE_POINTS) or 1
-    return [{k: v if math.isfinite(v) else None for k, v in p.items()} for p in curve[::step]]
+    kept = curve[:-1:step] + curve[-1:]  # the last one may say what came of it
+    return [{k: v if math.isfinite(v) else None for k, v in p.items()} for p in kept]
 
 
 def peak_rss() -> int:

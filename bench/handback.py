@@ -27,7 +27,9 @@ MAX_RESULT: Final = 2**20  # bytes of result.json; 200 points of a curve have 20
 MAX_CANDIDATES: Final = 100  # models that an oracle may leave; each of them is evaluated
 
 
-Touched = Literal["granted_images", "granted_labels", "read_images", "read_labels"]
+Touched = Literal[
+    "granted_images", "granted_labels", "granted_classes", "read_images", "read_labels"
+]
 
 
 class HandbackError(Exception):

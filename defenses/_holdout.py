@@ -18,7 +18,8 @@ def hold_out(
     Args:
         labels: ``int64 (N,)``.
         generator: on the CPU.
-        share: of every class that is held out, rounded.
+        share: of every class that is held out, rounded: with few images in a class, another share
+            of the whole (of 300 images of 43 classes, 14 %; of two images in each, none).
 
     Returns:
         (index to fit on, index held out), ``int64`` on the device of the labels; None where fewer

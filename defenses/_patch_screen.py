@@ -177,10 +177,22 @@ def screen(
     ]
     find = partial(search_patches, model, view, images, labels, lr=lr)
     coarse = find(places, size=max(sizes), steps=steps, probes=probes)
-    promising = sorted(coarse, key=lambda spot: -spot.reach)[:kept]
+    reach = torch.tensor([spot.reach for spot in coarse])
+    promising = [coarse[i] for i in highest(reach, kept, view.generator)]
     quarters = [quarter for spot in promising for quarter in spot.place.quarters()]
     fine = [find(quarters, size=size, steps=2 * steps, probes=4 * probes) for size in sizes]
     return coarse + [spot for spots in fine for spot in spots]
+
+
+def highest(values: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Indices of the ``count`` highest of ``(N,)``, highest first.
+
+    Ties, which are common among shares of a few images, are broken at random: an order by class
+    would favour low numbers, and attacks often aim at the lowest.
+    """
+    order = torch.randperm(len(values), generator=generator)
+    chosen = order[values[order].argsort(descending=True, stable=True)]
+    return [int(i) for i in chosen[:count]]
 
 
 def best_of(spots: Sequence[Spot], target: int) -> Spot:

@@ -19,7 +19,9 @@ Differences from the paper:
    like weights, as in the code; the paper speaks of weights.
 6. Random weights have this project's initialisation (He), as freshly trained victims had.
 7. The last iterate is returned. The authors' logs report the epoch with the best *test* accuracy.
-8. Batch normalisation keeps the victim's statistics when a batch has fewer than 16 images.
+8. The paper's networks have no dropout. Where there is some, the student trains with it and its
+   teacher, the victim, answers without, as in fine-tuning.
+9. Batch normalisation keeps the victim's statistics when a batch has fewer than 16 images.
 """
 
 from __future__ import annotations

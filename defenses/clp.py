@@ -11,6 +11,7 @@ Differences from the paper:
 3. Narrow layers are reported, not pruned by another rule: among n channels no z-score can exceed
    (n - 1) / sqrt(n), so u = 3 prunes nothing in layers of at most 10 channels. The curve has, per
    layer, its width, that bound and the largest z-score found, to be read before a "no effect".
+   A model that loses no channel at all is reported as not detected.
 4. A layer of one channel has no standard deviation and is left alone.
 """
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses._checks import check_positive
-from defenses.base import DefenderView, NotApplicableError, defense
+from defenses.base import DefenderView, NotApplicableError, NotDetectedError, defense
 from zoo.models import Classifier
 
 
@@ -66,6 +67,7 @@ def clp(
     pairs = model.conv_bn_pairs()
     if not pairs:
         raise NotApplicableError("needs batch normalisation; this model has none")
+    total = 0
     for layer, (conv, bn) in enumerate(pairs):
         z = z_scores(channel_lipschitz(conv, bn))
         pruned = z > u
@@ -78,4 +80,7 @@ def clp(
             largest_z=float(z.max()),
             pruned=int(pruned.sum()),
         )
+        total += int(pruned.sum())
+    if not total:
+        raise NotDetectedError(f"no channel is {u:g} standard deviations above its layer's mean")
     return model

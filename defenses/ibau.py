@@ -31,7 +31,9 @@ Differences from both:
 10. At least one image per batch is perturbed in repository mode. The code takes int(0.01 n), which
     is nobody below 100 images and then silently plain fine-tuning.
 11. C = 10 refers to 3x32x32 images in [0, 1]; other sizes get C sqrt(d / 3072).
-12. All of it runs in eval mode and float32: dropout off, running statistics untouched, no autocast.
+12. Where delta lies on the ball of radius C, the indirect gradient of paper mode takes the ascent
+    for one without projection, as the paper's equations do.
+13. All of it runs in eval mode and float32: dropout off, running statistics untouched, no autocast.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from defenses._checks import check_positive
 from defenses._hypergradient import hypergradient
 from defenses.base import DefenderView, defense
 from zoo.models import Classifier
+from zoo.train import DivergedError
 
 MODES: Final = ("paper", "repository")
 REFERENCE_PIXELS: Final = 3 * 32 * 32  # the image that the radius refers to
@@ -181,6 +184,8 @@ def ibau(
             optimizer.step()
             loss = loss + outer.detach() / round_steps
             norm = norm + delta.detach().norm() / round_steps
+        if not loss.isfinite():
+            raise DivergedError(f"the loss is {loss.item()} in round {r + 1} of {rounds}")
         view.log(r, loss=loss.item(), delta_norm=norm.item())
     model.zero_grad(set_to_none=True)
     return model

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from leaderboard.outcomes import Outcome
-from leaderboard.words import STATUS_WORDS, plural, shorten
+from leaderboard.words import STATUS_WORDS, percent, plural, shorten
 
 REASON_LIMIT = 140
+REACHED = 0.9  # share of synthetic images that should be of the class they were made for
 
 
 def remarks(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -21,6 +22,7 @@ def remarks(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         _not_detected(attacked),
         _not_applicable(outcomes),
         _uncounted(outcomes),
+        _off_class(outcomes),
     )
     return tuple(remark for remark in found if remark)
 
@@ -63,3 +65,17 @@ def _not_applicable(outcomes: Sequence[Outcome]) -> str:
 def _uncounted(outcomes: Sequence[Outcome]) -> str:
     lost = sum(o.applicable and not o.figures for o in outcomes)
     return f"{plural(lost, 'cell')} not counted: no figures of the victim" if lost else ""
+
+
+def _off_class(outcomes: Sequence[Outcome]) -> str:
+    """A search for images that has not got there teaches wrong labels."""
+    bases = [o.record.data_touched.get("base_set") for o in outcomes]
+    shares = [base.get("reached") for base in bases if isinstance(base, dict)]
+    known = [share for share in shares if isinstance(share, int | float)]
+    if not known or min(known) >= REACHED:
+        return ""
+    low = sum(share < REACHED for share in known)
+    return (
+        f"{low} of {plural(len(known), 'base set')} not of the classes asked for: the model sees "
+        f"those in {percent(min(known))} % of the images where it is worst"
+    )

@@ -51,6 +51,9 @@ def test_the_whole_matrix(setup):
         "unlabeled": "pseudo",
         "ood": "pseudo",
     }
+    classes = {b: g["granted_classes"] for b, g in granted.items()}
+    assert (classes["1"], classes["20"]) == (10, 10)
+    assert 1 <= classes["ood"] <= 10  # as the victim sees those images
     assert {b: g["granted_images"] for b, g in granted.items()} == {
         "1": 10,
         "20": 20,
@@ -101,6 +104,23 @@ def test_what_a_detector_found_stands_in_the_record_and_beside_it(setup):
     with Image.open(path_of(setup.root, record).with_suffix(".png")) as picture:
         assert picture.size == (3 * 8 + 2 * 2, 8)
         assert len(picture.getcolors(1000)) > 100  # noise, not a blank sheet
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("flags-all", "not-detected", "all 10 classes are flagged: none stands out"),
+        ("finds-and-fails", "diverged", "the loss is nan"),
+    ],
+)
+def test_what_a_detector_saw_is_told_however_it_ends(setup, name, status, message):
+    record = by_cell(setup.run(name, budgets=("20",)))[name, "20", "badnets"]
+    assert (record.status, record.error["message"]) == (status, message)
+    assert len(record.finding["flagged"]) == (10 if name == "flags-all" else 1)
+    if status == "not-detected":
+        assert record.after == record.before
+    else:
+        assert [point["loss"] for point in record.curve] == [2.0]
 
 
 def test_an_oracle_is_told_the_target_and_its_best_candidate_is_kept(setup):

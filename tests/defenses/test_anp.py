@@ -26,7 +26,7 @@ from defenses.anp import (
     scaled_logits,
     widths,
 )
-from defenses.base import NotApplicableError
+from defenses.base import NotApplicableError, NotDetectedError
 from tests.defenses.conftest import Toy, textures, view_of
 from zoo.models import ArchSpec, Classifier, build_model
 from zoo.train import DivergedError, predict_logits
@@ -279,6 +279,21 @@ def test_where_every_threshold_costs_too_much_nothing_is_pruned(toy: Toy) -> Non
     assert prune(toy.copy(), mask, chosen) == 0
 
 
+@pytest.mark.parametrize(
+    ("lowest", "message"),
+    [(0.0, "masks of 0 alone costs more than 0%"), (0.99, "threshold, 0; the lowest is 0.99")],
+)
+def test_a_model_that_loses_nothing_is_reported_and_not_returned_as_repaired(
+    toy: Toy, lowest: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = torch.ones(sum(widths(toy.victim)))
+    mask[: widths(toy.victim)[0]] = lowest  # the whole first layer
+    monkeypatch.setattr(MODULE, "learn_mask", lambda *_: mask)
+    images, labels = textures(200, 3)
+    with pytest.raises(NotDetectedError, match=message):
+        anp(toy.copy(), view_of(images, labels), tolerance=0.0)
+
+
 @pytest.mark.parametrize(("n", "taught", "fixed"), [(40, 40, True), (200, 160, False)])
 def test_a_small_budget_takes_the_fixed_threshold_and_a_large_one_holds_out(
     toy: Toy, n: int, taught: int, fixed: bool, monkeypatch: pytest.MonkeyPatch
@@ -332,7 +347,8 @@ def test_two_classes(run) -> None:
     spec = ArchSpec(name="small_vgg", num_classes=2, width=0.25, image_shape=(3, 16, 16))
     model = build_model(spec, torch.Generator().manual_seed(0))
     images, labels = textures(20, 3)
-    result = run(model, view_of(images, labels % 2, num_classes=2), iterations=2)
+    view = view_of(images, labels % 2, num_classes=2)
+    result = run(model, view, iterations=2, mask_lr=20.0)
     for repaired in result if isinstance(result, list) else [result]:
         assert repaired(images).isfinite().all()
 

@@ -201,7 +201,7 @@ def view_with_prior(*data: Tensor, prior: Prior | None = None, seed: int = 0):
 BUILDERS = {
     "naive": (naive, {"per_class": 4, "steps": 60}),
     "gmi": (gmi, {"per_class": 4, "steps": 15}),
-    "fred": (fred, {"per_class": 4, "steps": 6, "model_weight": 10.0}),
+    "fred": (fred, {"per_class": 4, "steps": 15}),
 }
 
 
@@ -233,6 +233,44 @@ def test_fred_without_its_own_losses_walks_gmis_path(toy: Toy) -> None:
     assert torch.equal(plain[0], same[0])
     stable = fred(toy.copy(), view_with_prior(), **params)
     assert not torch.equal(plain[0], stable[0])
+
+
+def test_fred_steps_as_the_algorithm_says(toy: Toy) -> None:
+    """Lines 4 to 7 once more, class by class: the latents see the perturbation after its step."""
+    rates = {"lr": 0.01, "delta_lr": 0.3, "radius": 2.0}
+    weights = {"class_weight": 2.0, "model_weight": 30.0, "data_weight": 5.0}
+    model, prior, view = toy.copy(), reachable_prior(), view_with_prior()
+    found, labels = fred(model, view, per_class=2, steps=3, **rates, **weights)
+    g = torch.Generator().manual_seed(0)
+    start = draw_latents(model, prior, labels, 5, g)
+    noise = 1e-2 * torch.randn(CLASSES, 3, SIZE, SIZE, generator=g)
+    for y in range(CLASSES):
+        z, v = start[labels == y], torch.zeros(2, LATENT)
+        delta = project(noise[y : y + 1], 2.0)
+        wanted = torch.full((2,), y)
+        for _ in range(3):
+            here = z.clone().requires_grad_()
+            loss = data_perturbation(model, prior.generate(here), delta).sum()
+            ahead = (z - 0.01 * torch.autograd.grad(loss, here)[0]).detach()
+            d = delta.clone().requires_grad_()
+            (up,) = torch.autograd.grad(data_perturbation(model, prior.generate(ahead), d).sum(), d)
+            delta = project(delta + 0.3 * up / up.norm(), 2.0)
+            images = prior.generate(here)
+            total = (
+                2.0 * F.cross_entropy(model(images), wanted, reduction="sum")
+                - prior.criticise(images).sum()
+                + 30.0 * model_perturbation(model, images, wanted).sum()
+                + 5.0 * data_perturbation(model, images, delta).sum()
+            )
+            (slope,) = torch.autograd.grad(total, here)
+            v = 0.9 * v + slope
+            z = (z - 0.01 * (slope + 0.9 * v)).clamp(-1, 1)
+        expected = prior.generate(z)
+        torch.testing.assert_close(found[labels == y], expected, rtol=1e-3, atol=1e-4)
+    still, _ = fred(
+        toy.copy(), view_with_prior(), per_class=2, steps=3, **rates | {"delta_lr": 0.0}, **weights
+    )
+    assert (still - found).abs().max() > 1e-3, "the test would not notice a perturbation that stays"
 
 
 def test_fred_makes_its_answers_more_stable_than_gmi(toy: Toy) -> None:

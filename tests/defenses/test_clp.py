@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from defenses.base import NotApplicableError
+from defenses.base import NotApplicableError, NotDetectedError
 from defenses.clp import channel_lipschitz, clp, largest_z_score, z_scores
 from tests.defenses.conftest import Toy, textures, view_of
 from zoo.models import ArchSpec, Classifier, build_model
@@ -100,9 +101,17 @@ def test_larger_u_prunes_a_subset_and_infinity_nothing() -> None:
     sets = []
     for u in (1.0, 2.0, math.inf):
         model = fresh()
-        clp(model, view_of(), u=u)
+        with contextlib.suppress(NotDetectedError):
+            clp(model, view_of(), u=u)
         sets.append(pruned_channels(model))
     assert sets[0] > sets[1] > sets[2] == set()
+
+
+def test_a_model_without_outliers_is_reported_and_not_returned_as_repaired() -> None:
+    model, view = fresh(), view_of()
+    with pytest.raises(NotDetectedError, match="no channel is 50 standard deviations above"):
+        clp(model, view, u=50.0)
+    assert [point["pruned"] for point in view.curve] == [0] * 6  # the curve says how near it was
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from defenses._patch_screen import (
     best_of,
     best_of_each_size,
     draw_positions,
+    highest,
     paste,
     picture,
     screen,
@@ -173,12 +174,26 @@ def test_a_fine_search_overrules_a_coarse_one() -> None:
 
 def test_at_most_two_classes_are_flagged_highest_reach_first() -> None:
     spots = [spot(0, 0.85), spot(1, 0.1), spot(2, 0.9), spot(3, 1.0)]
-    found = find(spots, 4, (3, 16, 16), 0.8)
+    found = find(spots, 4, (3, 16, 16), 0.8, torch.Generator())
     assert found.flagged == (3, 2)
     torch.testing.assert_close(found.values, torch.tensor([0.85, 0.1, 0.9, 1.0]))
-    assert find(spots, 4, (3, 16, 16), 0.95).flagged == (3,)
+    assert find(spots, 4, (3, 16, 16), 0.95, torch.Generator()).flagged == (3,)
     assert found.triggers is not None
     assert found.triggers.shape == (4, 3, 16, 16)
+
+
+def test_of_equal_classes_none_is_favoured() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spots = [spot(target, 1.0 if target != 4 else 0.9) for target in range(10)]
+    flagged = [find(spots, 10, (3, 16, 16), 0.8, generator).flagged for _ in range(400)]
+    counts = torch.bincount(torch.tensor(flagged).flatten(), minlength=10)
+    assert counts[4] == 0
+    assert counts[counts > 0].min() > 50  # 800 / 9 = 89 are expected
+    assert counts.max() < 130
+    values = torch.tensor([0.1, 0.5, 0.5, 0.9])
+    assert highest(values, 1, generator) == [3]
+    assert set(highest(values, 3, generator)) == {1, 2, 3}
+    assert len(highest(values, 9, generator)) == 4
 
 
 def test_the_picture_shows_the_patch_in_its_cell() -> None:
@@ -197,7 +212,7 @@ def test_the_screen_finds_class_and_corner(toy: Toy) -> None:
         model, view, images, labels, range(CLASSES), sizes=(3, 5), steps=8, lr=0.3, kept=4, probes=5
     )
     assert len(spots) == CLASSES * 9 + 2 * 4 * 4
-    found = find(spots, CLASSES, (3, 16, 16), 0.8)
+    found = find(spots, CLASSES, (3, 16, 16), 0.8, view.generator)
     assert found.values.argmax() == TARGET
     place = best_of(spots, TARGET).place
     # Flips and shifts were part of the victim's training: the trigger works at the left, too.

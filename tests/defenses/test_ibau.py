@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from defenses._hypergradient import hypergradient, solve_fixed_point
 from defenses.ibau import (
@@ -22,6 +23,8 @@ from defenses.ibau import (
     repository_round,
 )
 from tests.defenses.conftest import Toy, textures, view_of
+from zoo.models import ArchSpec, build_model
+from zoo.train import DivergedError
 
 RHO = 0.3
 MODULE = importlib.import_module("defenses.ibau")  # the package has a function of that name
@@ -72,6 +75,73 @@ def test_hypergradient_equals_finite_differences() -> None:
         numeric = [(value(toy.theta + u) - value(toy.theta - u)) / (2 * h) for u in unit]
     result = toy.gradient(toy.solution(), 200)
     torch.testing.assert_close(result, torch.stack(numeric), rtol=1e-5, atol=1e-5)
+
+
+def slow_hypergradient(delta, inner, outer, weights, step, iterations):  # type: ignore[no-untyped-def]
+    """Outer gradient - step * d/dtheta <grad_delta inner, v>, v a Neumann sum of a dense Hessian."""
+    flat = delta.detach().flatten()
+    hessian = torch.autograd.functional.hessian(lambda d: inner(d.view_as(delta)), flat)
+    contraction = torch.eye(len(flat), dtype=flat.dtype) - step * hessian
+    at = delta.detach().requires_grad_()
+    slope = torch.autograd.grad(outer(at), at)[0].flatten()
+    v = sum(torch.linalg.matrix_power(contraction, k) @ slope for k in range(iterations))
+    h = 1e-5 / v.norm()
+    ahead, behind = (
+        torch.autograd.grad(inner((flat + s * h * v).view_as(delta)), weights) for s in (1, -1)
+    )
+    direct = torch.autograd.grad(outer(delta.detach()), weights)
+    return [d - step * (a - b) / (2 * h) for d, a, b in zip(direct, ahead, behind, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["paper", "repository"])
+def test_both_modes_hand_over_the_losses_that_the_module_names(mode: str) -> None:
+    """On a network, against the formula with every loss written out once more."""
+    spec = ArchSpec(name="small_vgg", num_classes=4, width=0.1, image_shape=(3, 8, 8))
+    model = build_model(spec, torch.Generator().manual_seed(0)).double()
+    g = torch.Generator().manual_seed(3)
+    batches = [
+        (torch.rand(5, 3, 8, 8, generator=g, dtype=torch.float64), torch.tensor(labels))
+        for labels in ([0, 1, 2, 3, 0], [1, 1, 2, 3, 0])
+    ]
+    weights = list(model.parameters())
+    if mode == "paper":
+        problems = paper_round(model, batches, steps=3, lr=1.0, radius=2.0)
+    else:
+        seeded = torch.Generator().manual_seed(0)
+        problems = repository_round(model, batches, lr=10.0, generator=seeded)
+    again = torch.Generator().manual_seed(0)
+    first = batches[0]
+    for (images, labels), (delta, inner, outer) in zip(batches, problems, strict=True):
+        got = hypergradient(inner, outer, delta, weights, step=0.1, iterations=5)
+        if mode == "paper":
+
+            def outer_loss(d: Tensor) -> Tensor:
+                return F.cross_entropy(model(images + d), labels)  # noqa: B023 (called at once)
+
+            def inner_loss(d: Tensor) -> Tensor:
+                return -outer_loss(d)
+        else:
+            chosen = torch.zeros(5, 1, 1, 1, dtype=torch.float64)
+            chosen[torch.randperm(5, generator=again)[0]] = 1  # 1 % of five, and at least one
+
+            def outer_loss(d: Tensor) -> Tensor:
+                return F.cross_entropy(model(images + d * chosen), labels)  # noqa: B023
+
+            def inner_loss(d: Tensor) -> Tensor:
+                return 1e-3 * (d**2).sum() - F.cross_entropy(model(first[0] + d), first[1])
+
+        slow = slow_hypergradient(delta, inner_loss, outer_loss, weights, 0.1, 5)
+        error = sum((a - b).square().sum() for a, b in zip(got, slow, strict=True))
+        size = sum(b.square().sum() for b in slow)
+        assert error < 1e-16 * size  # a relative error of 1e-8
+
+
+def test_a_loss_that_is_no_number_ends_it(toy: Toy) -> None:
+    model = toy.copy()
+    with torch.no_grad():
+        model.head.bias[1] = math.nan
+    with pytest.raises(DivergedError, match="the loss is nan in round 1 of 5"):
+        ibau(model, view_of(*textures(20, 3)), round_steps=2)
 
 
 @pytest.mark.parametrize("iterations", [1, 5, 20])

@@ -275,3 +275,17 @@ def test_boards_of_one_data_set_come_from_its_settings_alone() -> None:
         of_it = boards_of([s for s in setting_rows(counted) if s.setting.dataset == name])
         assert of_it == boards([o for o in counted if o.setting.dataset == name])
         assert {s.dataset for board in of_it for s in board.settings} == {name}
+
+
+def test_synthetic_images_of_the_wrong_classes_are_told() -> None:
+    def on_base(seed: int, reached: object) -> Record:
+        done = record(seed=seed)
+        touched = {"base_set": {"builder": "fred", "reached": reached}}
+        return dataclasses.replace(done, data_touched=touched)
+
+    assert rows([on_base(0, 0.95), on_base(1, None), record(seed=2)])["ibau"].remarks == ()
+    row = rows([on_base(0, 0.95), on_base(1, 0.484), on_base(2, 0.7)])["ibau"]
+    assert row.remarks == (
+        "2 of 3 base sets not of the classes asked for: the model sees those in 48.4 % of the "
+        "images where it is worst",
+    )

@@ -9,6 +9,7 @@ import torch
 
 from defenses import Finding, NotDetectedError, base_set, defense
 from zoo.models import ArchSpec, build_model, clone
+from zoo.train import DivergedError
 
 
 @defense("raises", paper="test", needs="nothing")
@@ -97,6 +98,26 @@ def finds_class_two(model, view):
         triggers=pictures,
     )
     raise NotDetectedError("found, but not repaired")
+
+
+def finding_of(classes, flagged):
+    index = torch.arange(float(classes))
+    return Finding(statistic="none", values=index, index=index, threshold=0.0, flagged=flagged)
+
+
+@defense("flags-all", paper="test", needs="images")
+def flags_all(model, view):
+    view.finding = finding_of(view.num_classes, tuple(range(view.num_classes)))
+    with torch.no_grad():
+        model.head.weight.zero_()
+    return model
+
+
+@defense("finds-and-fails", paper="test", needs="images")
+def finds_and_fails(model, view):
+    view.finding = finding_of(view.num_classes, (1,))
+    view.log(0, loss=2.0)
+    raise DivergedError("the loss is nan")
 
 
 @defense("peeks", paper="test", needs="target", oracle=True)

@@ -39,6 +39,10 @@ batch_size = 32
 
 [params.ft]
 steps = 2
+
+# No channel of a network that has hardly learnt stands out by 3.
+[params.clp]
+u = 1.0
 """
 
 

@@ -32,7 +32,7 @@ def rows(bench, root):
 
 
 def test_a_sweep_makes_the_cells_of_runs_and_keeps_them_off_the_board(bench, where, root):
-    sweep = ["sweep", "clp", "--param", "u", "--values", "2,3.0,4"]
+    sweep = ["sweep", "clp", "--param", "u", "--values", "1,3.0,4"]
     code, out, _ = bench(*sweep, *where, "--dry-run", "--json")
     assert code == 0
     assert json.loads(out)["cells_to_run"] == 3  # none on the clean twin
@@ -44,7 +44,7 @@ def test_a_sweep_makes_the_cells_of_runs_and_keeps_them_off_the_board(bench, whe
     for kind in ("svg", "png", "csv"):
         assert picture[kind].startswith(str(root / "sweeps"))
     swept = keys(root)
-    assert sorted(r["cell"]["params"]["u"] for r in swept.values()) == [2.0, 3.0, 4.0]
+    assert sorted(r["cell"]["params"]["u"] for r in swept.values()) == [1.0, 3.0, 4.0]
     assert all(r["cell"]["swept"] for r in swept.values())
     assert rows(bench, root) == set()
 
@@ -53,7 +53,7 @@ def test_a_sweep_makes_the_cells_of_runs_and_keeps_them_off_the_board(bench, whe
     assert "0 cells run, 3 were fresh" in err
     assert out.split() == [picture[kind] for kind in ("svg", "png", "csv")]
 
-    # Asked for by name, the same cells go on the board; 3.0 is the default, and so it is plain clp.
+    # Asked for by name, the same cells go on the board; 1 is the profile's, and so it is plain clp.
     code, _, err = bench("run", *where, "--defense", "clp", "--defense", "clp[u=4]")
     assert "2 cells run, 2 were fresh" in err  # what ran are the clean twin's
     assert rows(bench, root) == {"clp", "clp[u=4]"}
@@ -63,7 +63,7 @@ def test_a_sweep_makes_the_cells_of_runs_and_keeps_them_off_the_board(bench, whe
     assert bench("sweep", "clp", "--param", "u", *more, *where)[0] == 0
     assert rows(bench, root) == {"clp", "clp[u=4]"}
     (asked,), _ = read_all(root)
-    assert asked.values == (2.0, 3.0, 4.0, 5.0)
+    assert asked.values == (1.0, 3.0, 4.0, 5.0)
     assert len(list(scan(root))) == 6
     with open(picture["csv"]) as stream:
         assert len(stream.readlines()) == 1 + 4

@@ -131,6 +131,7 @@ def status_of(error: BaseException) -> str:
 
 
 def _run(job: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """What the job's method left; what a defense saw is told even if it fails."""
     device = torch.device(job["device"])
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
@@ -143,7 +144,12 @@ def _run(job: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
     view, granted = make_view(job, model, device)
     if isinstance(method, BaseSet):
         return _make_base_set(method, job, model, view)
-    return _defend(method, job, model, view, granted, told)
+    try:
+        return _defend(method, job, model, view, granted)
+    except Exception:
+        with contextlib.suppress(Exception):  # a stranger's finding may be anything
+            told.update(seen_by(view))
+        raise
 
 
 def _defend(
@@ -152,9 +158,8 @@ def _defend(
     model: Classifier,
     view: LedgerView,
     granted: dict[str, Any],
-    told: dict[str, Any],
 ) -> dict[str, Any]:
-    """Runs a defense and leaves the repaired model behind; what it saw is told even if it fails."""
+    """Runs a defense and leaves the repaired model behind."""
     spec, device = model.spec, view.device
     counter = ImageCounter()
     counter.install()
@@ -168,10 +173,6 @@ def _defend(
         status, repaired = "not-detected", build_model(spec)
         repaired.load_state_dict(load_file("model.safetensors"))
         error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
-    except Exception:
-        with contextlib.suppress(Exception):  # a stranger's finding may be anything
-            told.update(seen_by(view))
-        raise
     cost = cost_since(started, counter, device)
     touched = {**granted, **view.ledger()}  # before we look at the images ourselves
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
@@ -381,8 +382,8 @@ def keep_finding(finding: Finding) -> dict[str, Any]:
 
 
 def thin(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """About CURVE_POINTS points, the last among them, and nothing that JSON cannot hold."""
-    step = math.ceil(len(curve) / CURVE_POINTS) or 1
+    """At most CURVE_POINTS points, the last among them, and nothing that JSON cannot hold."""
+    step = max(1, math.ceil((len(curve) - 1) / (CURVE_POINTS - 1)))
     kept = curve[:-1:step] + curve[-1:]  # the last one may say what came of it
     return [{k: v if math.isfinite(v) else None for k, v in p.items()} for p in kept]
 

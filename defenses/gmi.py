@@ -14,9 +14,10 @@ Differences from the paper and its code:
 2. The prior is a WGAN-GP of the benchmark's own, trained on the data set's out-of-distribution
    images (the record of the base set names it); the paper's sees images of the victim's domain.
 3. An image whose class the classifier does not see at the end is kept. The curve has the share.
-4. The code's rate of 0.02 is one for the mean over a batch. Here losses are summed, so that no
-   image influences another, and the rate is that of 20 images, 0.001. With 0.02 on the sum, most
-   latents lie on the faces of the box within five steps.
+4. The code's rate of 0.02 is one for the mean over a batch (as we remember it; FRED's Algorithm 1
+   has that mean in print). Here losses are summed, so that no image influences another, and the
+   rate is that of 20 images, 0.001. With 0.02 on the sum, most latents lie on the faces of the box
+   within five steps.
 """
 
 from __future__ import annotations

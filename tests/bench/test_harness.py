@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from bench.child import CURVE_POINTS, thin
 from bench.codehash import code_hash
 from bench.harness import oracle_choice
 from bench.plan import plan_cells, states
@@ -111,6 +113,7 @@ def test_what_a_detector_found_stands_in_the_record_and_beside_it(setup):
     [
         ("flags-all", "not-detected", "all 10 classes are flagged: none stands out"),
         ("finds-and-fails", "diverged", "the loss is nan"),
+        ("finds-and-breaks", "diverged", "weights are not finite: head.weight"),
     ],
 )
 def test_what_a_detector_saw_is_told_however_it_ends(setup, name, status, message):
@@ -121,6 +124,17 @@ def test_what_a_detector_saw_is_told_however_it_ends(setup, name, status, messag
         assert record.after == record.before
     else:
         assert [point["loss"] for point in record.curve] == [2.0]
+
+
+@pytest.mark.parametrize("points", [0, 1, 2, 199, 200, 201, 202, 398, 400, 5000])
+def test_a_long_curve_keeps_its_ends_and_no_more_than_it_may(points):
+    curve = [{"step": step} for step in range(points)]
+    kept = thin(curve)
+    assert kept == curve if points <= CURVE_POINTS else 100 <= len(kept) <= CURVE_POINTS
+    assert kept[:1] == curve[:1]
+    assert kept[-1:] == curve[-1:]
+    steps = {after["step"] - before["step"] for before, after in pairwise(kept[:-1])}
+    assert len(steps) <= 1  # evenly, but for the last
 
 
 def test_an_oracle_is_told_the_target_and_its_best_candidate_is_kept(setup):

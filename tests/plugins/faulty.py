@@ -120,6 +120,16 @@ def finds_and_fails(model, view):
     raise DivergedError("the loss is nan")
 
 
+@defense("finds-and-breaks", paper="test", needs="images")
+def finds_and_breaks(model, view):
+    view.finding = finding_of(view.num_classes, (1,))
+    view.log(0, loss=2.0)
+    broken = clone(model)
+    with torch.no_grad():
+        broken.head.weight.fill_(float("nan"))
+    return broken
+
+
 @defense("peeks", paper="test", needs="target", oracle=True)
 def peeks(model, view):
     print(f"target {view.target} labels {len(view.labels)}")

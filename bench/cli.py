@@ -278,6 +278,12 @@ def status(
     preset: PresetOption = None,
     root: RootOption = None,
     data: DataOption = None,
+    attack: AttackOption = None,
+    defense: DefenseOption = None,
+    dataset: DatasetOption = None,
+    arch: ArchOption = None,
+    budget: BudgetOption = None,
+    seeds: SeedsOption = None,
     plugin: PluginOption = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="follow a run from another terminal until it is done")

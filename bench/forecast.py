@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from bench.building import ZooState
 from bench.durations import ASSETS, VICTIMS, Durations, Forecast, Work
 from bench.harness import Settings
 from bench.plan import PlannedCell, cells_to_come, plan_cells, states
 from bench.records import Record, read_all
 from bench.registry import Broken, Registry
+from zoo.asset_recipes import AssetRecipe
+from zoo.models import ArchSpec, build_model
 from zoo.recipes import VictimRecipe
 
 BYTES_PER_RECORD: Final = 4_096  # one file system block; 400 test records took 2.8 kB each
@@ -60,7 +64,7 @@ def show_plan(
         "seconds_median": None if known is None else round(known.median, 1),
         "seconds_high": None if known is None else round(known.high, 1),
         "unknown": time.unknown,
-        "disk_bytes": (len(to_run) + unbuilt) * BYTES_PER_RECORD,
+        "disk_bytes": (len(to_run) + unbuilt) * BYTES_PER_RECORD + weights_of(state.to_build),
         "disk_free_bytes": shutil.disk_usage(_existing_parent(settings.root)).free,
         "unreadable_records": len(problems),
     }
@@ -92,6 +96,20 @@ def _print_plan(plan: dict[str, Any], table: dict[str, Counter[str]], time: Fore
         f"{plan['cells_to_run']} cells to run{also}: {time}; "
         f"{plan['disk_bytes'] / 1e6:.1f} MB of {plan['disk_free_bytes'] / 1e9:.0f} GB free"
     )
+
+
+def weights_of(to_build: Sequence[VictimRecipe | AssetRecipe]) -> int:
+    """Bytes of the weights of victims and twins, each as if it had ten classes.
+
+    Surrogates, priors and base sets are not counted: there are few of them, or they are small.
+    """
+    archs = Counter((r.arch, r.width) for r in to_build if isinstance(r, VictimRecipe))
+    total = 0
+    for (arch, width), victims in archs.items():
+        with torch.device("meta"):
+            model = build_model(ArchSpec(name=arch, num_classes=10, width=width))
+        total += victims * sum(t.nbytes for t in model.state_dict().values())
+    return total
 
 
 def works_of(

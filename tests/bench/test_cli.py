@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.forecast import BYTES_PER_RECORD
 from bench.records import write
 from bench.verbs import parse_seeds
 from tests.leaderboard.synthetic import grid
@@ -62,6 +63,9 @@ def test_run_renders_and_resumes(bench, where, root):
     status = json.loads(bench("status", *where, "--json").out)
     assert status["cells_to_run"] == 0
     assert status["cells"]["ft"] == {"fresh": 10}
+    some = json.loads(bench("status", *where, "--defense", "ft", "--budget", "0", "--json").out)
+    assert list(some["cells"]) == ["ft"]
+    assert sum(some["cells"]["ft"].values()) < 10
 
 
 def test_dry_run_does_nothing_and_counts_right(bench, where, root):
@@ -85,7 +89,12 @@ def test_times_are_learnt_from_what_is_recorded(bench, where, root):
     text = bench("run", "--all", *where, "--dry-run").out
     assert " + ? for 2 cells of identity, 2 cells of scramble, 2 cells of clp; " in text
     more = [*where, "--seeds", "0,1", "--dry-run", "--json"]  # victims to be built are known, too
-    assert "victims to build" not in json.loads(bench("run", "--all", *more).out)["unknown"]
+    plan = json.loads(bench("run", "--all", *more).out)
+    assert "victims to build" not in plan["unknown"]
+    weights = plan["disk_bytes"] - plan["cells_to_run"] * BYTES_PER_RECORD
+    one = next(root.glob("zoo/**/weights.safetensors")).stat().st_size
+    files = plan["victims"]["to_build"] * one  # which have a header, here of 1.6 kB
+    assert 0.8 * files < weights < files
 
 
 def test_failures_leave_with_three_and_say_what(bench, where, root):

@@ -9,8 +9,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import attacks
+import defenses
 from bench.app import OK
 from zoo.errors import UserError
+from zoo.sets import DATASETS
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
@@ -19,11 +22,13 @@ def new(what: str, name: str) -> int:
     """Writes ``name.py`` (with _ for -) into the current folder.
 
     Raises:
-        UserError: not a name, or the file is there already.
+        UserError: not a name, one that a built-in thing has, or the file is there already.
     """
     function = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(function):
         raise UserError(f"expected a name like 'my-{what}' (a-z, 0-9, - and _), got {name!r}")
+    if name in _built_in(what):
+        raise UserError(f"{name!r} is a built-in {what}: choose another name, like 'my-{name}'")
     path = Path(f"{function}.py")
     text = source_of(what, name)
     try:
@@ -37,6 +42,13 @@ def new(what: str, name: str) -> int:
     then = f"bench run --plugin {path}"
     print(f"next: bench check {path}, then: {then}; see docs/adding-a-defense.md", file=sys.stderr)
     return OK
+
+
+def _built_in(what: str) -> set[str]:
+    """The names that a plugin of this kind cannot have."""
+    if what == "dataset":
+        return set(DATASETS)
+    return {thing.name for thing in (attacks.ALL if what == "attack" else defenses.ALL)}
 
 
 def source_of(what: str, name: str) -> str:

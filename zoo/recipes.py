@@ -138,19 +138,30 @@ def make_attack(name: str, params: dict[str, Any]) -> Attack:
     """An attack by name.
 
     Raises:
-        UserError: unknown name, unknown parameter, or a value out of range.
+        UserError: unknown name, unknown parameter, or a value of another type or out of range.
     """
     known = ATTACKS.find(name)
-    allowed = [f.name for f in dataclasses.fields(known)]
-    for param in params:
-        if param not in allowed:
+    defaults = {f.name: f.default for f in dataclasses.fields(known)}
+    for param, value in params.items():
+        if param not in defaults:
             raise UserError(
-                f"attack {name} has no parameter {param!r}; it has: {', '.join(allowed)}"
+                f"attack {name} has no parameter {param!r}; it has: {', '.join(defaults)}"
+            )
+        expected = type(defaults[param])
+        if expected in (bool, int, float, str) and not _passes(value, expected):
+            raise UserError(
+                f"attack {name}: {param}: expected a value of type {expected.__name__}, "
+                f"got {value!r}"
             )
     try:
         return known(**params)
     except (TypeError, ValueError) as error:
         raise UserError(f"attack {name}: {error}") from error
+
+
+def _passes(value: object, expected: type) -> bool:
+    """Whether a value may stand for one of that type: whole numbers pass for floats."""
+    return type(value) is expected or (expected is float and type(value) is int)
 
 
 def target_class(recipe: VictimRecipe, train_labels: Tensor, num_classes: int) -> int:

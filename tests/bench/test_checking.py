@@ -167,6 +167,17 @@ def test_names_that_new_refuses(bench, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
+    ("what", "name"), [("defense", "ft"), ("attack", "badnets"), ("dataset", "cifar10")]
+)
+def test_new_takes_no_name_that_is_built_in(bench, tmp_path, monkeypatch, what, name):
+    monkeypatch.chdir(tmp_path)
+    result = bench("new", what, name)
+    assert result.code == 2
+    assert f"'{name}' is a built-in {what}: choose another name" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("body", "rule", "seen"),
     [
         ("    import time\n    time.sleep(60)", "finishes", "not all rules were reached"),

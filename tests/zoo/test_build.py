@@ -61,7 +61,10 @@ def test_targets_follow_the_protocol():
         ("nope", {}, "unknown attack"),
         ("badnets", {"sizes": 3}, "no parameter 'sizes'"),
         ("badnets", {"poison_rate": 2.0}, "poison_rate"),
-        ("blended", {"alpha": "x"}, "blended"),
+        ("blended", {"alpha": "x"}, "blended: alpha: expected a value of type float, got 'x'"),
+        ("wanet", {"k": "abc"}, "wanet: k: expected a value of type int, got 'abc'"),
+        ("wanet", {"k": 4.5}, "expected a value of type int, got 4.5"),
+        ("wanet", {"k": True}, "expected a value of type int, got True"),
     ],
 )
 def test_bad_attacks_are_one_clear_error(name, params, message):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,12 +33,18 @@ def leaderboard(root: str | None, strict: bool, json_output: bool, release: str 
     """
     folder = _with_records(root)
     rendered = render(folder, json_output, release=release)
-    findings = rendered.findings
-    for finding in findings[:SHOWN]:
+    found = len(rendered.findings)
+    for finding in rendered.findings[:SHOWN]:  # the gravest
         print(f"bench: before publishing: {finding.kind}: {finding.text}", file=sys.stderr)
-    if len(findings) > SHOWN:
-        print(f"  and {len(findings) - SHOWN} more; the leaderboard lists them", file=sys.stderr)
-    return SOME_FAILED if strict and (findings or rendered.problems) else OK
+    if found > SHOWN:
+        kinds = Counter(finding.kind for finding in rendered.findings[SHOWN:])
+        rest = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        print(f"  and {found - SHOWN} more ({rest}); the leaderboard lists them", file=sys.stderr)
+    if strict and (found or rendered.problems):
+        unread = len(rendered.problems)
+        print(f"strict: {found} to look at, {unread} unreadable: exit 3", file=sys.stderr)
+        return SOME_FAILED
+    return OK
 
 
 def render(folder: Path, json_output: bool, release: str = "", profile: str = "") -> Rendered:

@@ -119,6 +119,23 @@ class Board:
         return "" if row.budget == self.budget else row.budget
 
     @property
+    def images(self) -> int:
+        """The most images that the budget had anywhere: ``20pc`` are 860 of 43 classes."""
+        cells = (o.record for row in self.rows for s in row.settings for o in s.outcomes)
+        here = (r.data_touched for r in cells if r.cell.budget == self.budget and r.data_touched)
+        return max((int(touched.get("budget_images") or 0) for touched in here), default=0)
+
+    @property
+    def full(self) -> int:
+        """The number of settings of the rows that have most of them."""
+        return most_settings(self.rows)
+
+    def part(self, row: Row) -> str:
+        """``1 of 6 settings``, where a row rests on fewer than others; else empty."""
+        whole = not row.ranked or row.counted == self.full
+        return "" if whole else f"{row.counted} of {self.full} settings"
+
+    @property
     def uneven(self) -> bool:
         """Whether the ordered rows rest on different settings, so that their means differ too."""
         keys = {
@@ -189,7 +206,12 @@ def row(settings: Sequence[SettingRow]) -> Row:
     """Summarises the settings of one defense at one budget."""
     attacked = [s for s in settings if not s.setting.clean]
     means = [_means(s) for s in attacked]
-    losses = [{"twin_loss": s.figures["twin_loss"].mean} for s in settings if _has_loss(s)]
+    schedules = {_schedule(o) for s in attacked for o in s.outcomes}
+    losses = [
+        {"twin_loss": s.figures["twin_loss"].mean}
+        for s in settings
+        if _has_loss(s) and (not attacked or {_schedule(o) for o in s.outcomes} <= schedules)
+    ]
     counts = [s.seeds for s in attacked if s.seeds] or [0]
     cell = settings[0].outcomes[0].record.cell
     return Row(
@@ -218,6 +240,11 @@ def _has_loss(setting: SettingRow) -> bool:
     return setting.setting.clean and "twin_loss" in setting.figures
 
 
+def _schedule(outcome: Outcome) -> str:
+    """The hyper-parameters: a twin may have been repaired before the profile changed them."""
+    return repr(outcome.record.cell.params)
+
+
 def _cost(settings: Iterable[SettingRow]) -> CostSummary | None:
     """Over evaluated cells only: what a crashed one took says nothing about the method."""
     groups = [
@@ -234,10 +261,18 @@ def _cost(settings: Iterable[SettingRow]) -> CostSummary | None:
     )
 
 
-def _order(row: Row) -> tuple[int, float, str]:
-    """By score, descending; then oracles, rows that failed throughout, and refusals."""
+def most_settings(rows: Iterable[Row]) -> int:
+    """The number of settings of the ranked rows that have most of them."""
+    return max((row.counted for row in rows if row.ranked), default=0)
+
+
+def _order(row: Row, full: int) -> tuple[int, float, str]:
+    """By score, descending; then oracles, rows that failed throughout, and refusals.
+
+    Rows that rest on fewer settings than others stand after those: their means are of other things.
+    """
     score = row.figures.get("score")
-    kind = int(row.oracle) if row.ranked else 2 + bool(row.refusal)
+    kind = 2 * row.oracle + (row.counted < full) if row.ranked else 4 + bool(row.refusal)
     return kind, -score.mean if score else 0.0, row.defense
 
 
@@ -267,7 +302,9 @@ def boards_of(settings: Iterable[SettingRow]) -> tuple[Board, ...]:
     found = []
     for budget in sorted(own, key=budget_order):
         rows = own[budget] if budget == TRAINING_SET else everywhere | own[budget]
-        found.append(Board(budget=budget, rows=tuple(sorted(rows.values(), key=_order))))
+        full = most_settings(rows.values())
+        ordered = sorted(rows.values(), key=lambda row: _order(row, full))
+        found.append(Board(budget=budget, rows=tuple(ordered)))
     return tuple(found)
 
 
@@ -275,7 +312,7 @@ def reference_board(found: Sequence[Board]) -> Board | None:
     """The board of the largest labelled budget; without labelled ones, the first of a budget."""
     found = [board for board in found if not board.apart]
     sizes = {board.budget: labelled_size(board.budget) for board in found}
-    labelled = [(order, board) for board in found if (order := sizes[board.budget]) is not None]
+    labelled = [board for board in found if sizes[board.budget] is not None]
     if labelled:
-        return max(labelled, key=lambda pair: pair[0])[1]
+        return max(labelled, key=lambda board: (board.images, sizes[board.budget] or ()))
     return found[0] if found else None

@@ -94,6 +94,14 @@ def printable(text: str, limit: int = 40) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in shorten(text, limit))
 
 
+def label(text: str, limit: int) -> str:
+    """Printable, and shortened in its middle: variants of one method differ at their ends."""
+    text = printable(text, 1000)
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}…{text[len(text) - (limit - 1 - limit // 2) :]}"
+
+
 def to_svg(plot: Plot, size: Size, name: str, alt: str) -> str:
     """One SVG element for the page; the same figures give the same bytes.
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from bench.records import Metrics, Record
+from bench.records import EVALUATED, Metrics, Record
+from bench.specs import bare
 from leaderboard.outcomes import Outcome
 from leaderboard.words import percent, plural
 
@@ -36,15 +37,19 @@ class Finding:
 def findings(outcomes: Sequence[Outcome]) -> list[Finding]:
     """Everything that should be looked at before these cells are published, gravest first."""
     attacked = [outcome for outcome in outcomes if not outcome.setting.clean]
+    records = [outcome.record for outcome in outcomes]
     return [
         *_impossible(outcomes),
         *_implausible(attacked),
         *_copied_cells(attacked),
         *_copied_victims(attacked),
+        *_mixed(records),
+        *_victims(records),
+        *_schedules(records),
+        *_aliases(records),
+        *_codes(records),
+        *_changed(records),
         *_missing([outcome for outcome in outcomes if not outcome.record.cell.panel]),
-        *_mixed([outcome.record for outcome in outcomes]),
-        *_schedules([outcome.record for outcome in outcomes]),
-        *_changed([outcome.record for outcome in outcomes]),
     ]
 
 
@@ -190,6 +195,46 @@ def _schedules(records: Sequence[Record]) -> Iterator[Finding]:
                 differing.append(f"{param} is {', '.join(counts)}")
         if differing:
             text = f"{name} stands for several schedules: {'; '.join(differing)}"
+            yield Finding(kind="mixed", text=text, keys=())
+
+
+def _victims(records: Sequence[Record]) -> Iterator[Finding]:
+    """Cells of one setting and seed that rest on several victims: a zoo may hold two recipes."""
+    seen: defaultdict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        if "victim" in record.inputs:
+            place = record.cell.setting, record.cell.victim_seed
+            seen[place][str(record.inputs["victim"])] += 1
+    for (setting, seed), counts in sorted(seen.items()):
+        if len(counts) > 1:
+            found = ", ".join(f"{v[:8]} ({plural(n, 'record')})" for v, n in sorted(counts.items()))
+            text = f"{setting}, seed {seed}, is several victims: {found}"
+            yield Finding(kind="mixed", text=text, keys=())
+
+
+def _aliases(records: Sequence[Record]) -> Iterator[Finding]:
+    """Rows that are one method with the same hyper-parameters, of which each has fewer settings."""
+    names: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        if record.status in EVALUATED:
+            cell = record.cell
+            names[bare(cell.defense), repr(cell.params)].add(cell.defense)
+    for found in sorted(map(sorted, names.values())):
+        if len(found) > 1:
+            text = f"{' and '.join(found)} are one schedule under {len(found)} names"
+            yield Finding(kind="mixed", text=text, keys=())
+
+
+def _codes(records: Sequence[Record]) -> Iterator[Finding]:
+    """Rows whose cells were run by several versions of the defense's code."""
+    versions: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        if record.status in EVALUATED and "code" in record.inputs:
+            versions[record.cell.defense][str(record.inputs["code"])] += 1
+    for name, counts in sorted(versions.items()):
+        if len(counts) > 1:
+            found = ", ".join(f"{v[:8]} ({plural(n, 'record')})" for v, n in sorted(counts.items()))
+            text = f"{name} was run by several versions of its code: {found}"
             yield Finding(kind="mixed", text=text, keys=())
 
 

@@ -19,6 +19,7 @@ class Rung:
     score: Estimate | None
     # Against the defense's first rung, over the settings of both; None there and without a score.
     change: Difference | None
+    paired: bool  # whether both rungs have the same settings, so that the change is of the scores
     refusal: str  # why the defense does not apply; empty if it does or if nobody has run it
 
 
@@ -37,7 +38,7 @@ def ladders(boards: Sequence[Board]) -> tuple[Ladder, ...]:
     """
     sizes = {board.budget: labelled_size(board.budget) for board in boards}
     steps = [board for board in boards if sizes[board.budget] is not None]
-    steps.sort(key=lambda board: sizes[board.budget] or (), reverse=True)
+    steps.sort(key=lambda board: (board.images, sizes[board.budget] or ()), reverse=True)
     steps += [board for board in boards if board.budget == "0"]
     rows = {board.budget: {row.defense: row for row in board.rows} for board in steps}
     names = sorted({name for found in rows.values() for name in found})
@@ -56,8 +57,15 @@ def _ladder(name: str, rows: dict[str, Row | None]) -> Ladder:
 def _rung(budget: str, row: Row | None, first: Row | None) -> Rung:
     if row is None or not row.ranked:
         refusal = row.refusal if row else ""
-        return Rung(budget=budget, score=None, change=None, refusal=refusal)
-    return Rung(budget=budget, score=row.figures["score"], change=_change(row, first), refusal="")
+        return Rung(budget=budget, score=None, change=None, paired=False, refusal=refusal)
+    return Rung(
+        budget=budget,
+        score=row.figures["score"],
+        change=_change(row, first),
+        paired=first is not None
+        and by_setting(row, "score").keys() == by_setting(first, "score").keys(),
+        refusal="",
+    )
 
 
 def _change(row: Row, first: Row | None) -> Difference | None:

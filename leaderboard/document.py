@@ -167,6 +167,8 @@ def _victim(victim: Victim) -> dict[str, Any]:
         "target": victim.target,
         "status": victim.status,
         "reasons": list(victim.reasons),
+        "weights": victim.weights,
+        "training": victim.training,
         "metrics": dataclasses.asdict(victim.metrics),
         "twin_metrics": None if twin is None else dataclasses.asdict(twin),
     }

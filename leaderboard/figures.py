@@ -94,10 +94,11 @@ def _tradeoff(analysis: Analysis) -> Drawing | None:
 
 def _profiles(analysis: Analysis) -> Drawing | None:
     board = analysis.board
-    rows = [row for row in board.rows if row.ranked]
-    settings = max((row.counted for row in rows), default=0)
+    ranked, settings = [row for row in board.rows if row.ranked], board.full
+    rows = [row for row in ranked if row.counted == settings]  # a share of one setting is 0 or 100
     if len(rows) < LEAST or settings < LEAST_PROFILE:
         return None
+    left_out = plural(len(ranked) - len(rows), "row") + " with fewer settings left out. "
     marks = (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)
     found, shares = [], []
     for row in rows:
@@ -114,7 +115,9 @@ def _profiles(analysis: Analysis) -> Drawing | None:
         title="In how many settings the backdoor is gone",
         caption=f"Budget {board.budget}, performance profiles over {plural(settings, 'setting')}: "
         "the share of settings in which the mean ASR is at most x. Early and high is good. A "
-        "line that rises at both ends is a defense that works or fails outright.",
+        "line that rises at both ends is a defense that works or fails outright. "
+        + left_out
+        * (len(rows) < len(ranked)),
         alt=f"Performance profiles at budget {board.budget}; the table below holds the shares.",
         plot=lines.plot(made),
         size=made.size,

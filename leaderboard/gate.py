@@ -29,6 +29,11 @@ class Gate:
         return len(self.victims) - self.admitted
 
     @property
+    def training(self) -> str:
+        """How long they were trained: ``8 epochs``; more than one where seeds differ."""
+        return ", ".join(sorted({v.training for v in self.victims if v.training})) or "—"
+
+    @property
     def own(self) -> Sequence[Metrics]:
         """The figures of the victims."""
         return [victim.metrics for victim in self.victims]

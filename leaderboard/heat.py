@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from leaderboard.canvas import Plot, Size, Theme, printable
+from leaderboard.canvas import Plot, Size, Theme, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,10 +82,10 @@ def _shades(theme: Theme, signed: bool) -> Colormap:
 
 
 def _names(axes: Axes, heat: Heat, theme: Theme) -> None:
-    columns = [printable(name, 24) for name in heat.columns]
+    columns = [label(name, 24) for name in heat.columns]
     lean: dict[str, Any] = {"rotation": 38, "ha": "left", "rotation_mode": "anchor"}
     axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, **lean)
     axes.xaxis.tick_top()
-    rows = [printable(name, 24) for name in heat.rows]
+    rows = [label(name, 24) for name in heat.rows]
     axes.set_yticks([i + 0.5 for i in range(len(rows))], rows, rotation=0)
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=theme.ink)

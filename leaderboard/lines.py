@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from leaderboard.canvas import Plot, Size, Theme, printable
+from leaderboard.canvas import Plot, Size, Theme, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 DASHES: Final = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS: Final = "osD^vP<>"
 _LEGEND: Final = 1.85  # inches beside the panels
+_ENTRY: Final = 0.14  # inches of height of one of many entries of the legend
 _LEFT, _GAP, _TOP, _BOTTOM = 0.55, 0.3, 0.3, 0.5  # inches around and between them
 
 
@@ -51,7 +52,8 @@ class Chart:
     def size(self) -> Size:
         """Width and height in inches."""
         width = 4.0 if len(self.panels) == 1 else 1.85
-        return _LEFT + len(self.panels) * (width + _GAP) + _LEGEND, 3.6
+        height = max(3.6, 0.3 + _ENTRY * len(self.names))
+        return _LEFT + len(self.panels) * (width + _GAP) + _LEGEND, height
 
     @property
     def names(self) -> list[tuple[str, bool]]:
@@ -135,7 +137,7 @@ def _legend(figure: Figure, chart: Chart, styles: dict[str, dict[str, Any]], lef
     names = [name for name, _ in chart.names]
     figure.legend(
         [Line2D([], [], **styles[name]) for name in names],
-        [printable(name, 26) for name in names],
+        [label(name, 26) for name in names],
         loc="upper left",
         bbox_to_anchor=(left, 0.98),
         frameon=False,

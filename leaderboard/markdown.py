@@ -67,8 +67,10 @@ def _legend() -> str:
         "95 % intervals (three settings at least). Sorted by mean score; *rank* is the range of "
         "places that paired comparisons leave (95 % for each pair, not adjusted for their number; "
         f"{LEAST_SETTINGS} common settings at least, else no test and no rank). *ASR below 10 %* "
-        "counts settings in which the backdoor is gone, the *worst setting* is that of the lowest "
-        "score. Oracles, which know or choose by what no defender has, stand after the others. "
+        "counts settings in which the backdoor is gone, and of them those in which it is at every "
+        "strength of the trigger; the *worst setting* is that of the lowest score. Rows with fewer "
+        "settings than others stand after those, oracles, which know or choose by what no defender "
+        "has, after both. "
         "Failed cells count as the undefended model and lower the coverage. Details, seeds and "
         "definitions are in `leaderboard.html`; every pair is in `comparisons.csv`, printed "
         "figures of papers beside ours in `published.csv`.\n"
@@ -88,12 +90,14 @@ def _short_row(board: Board, row: Row, found: RowAnalysis | None) -> list[str]:
     if row.refusal:
         return ["—", escape(row.defense), *["—"] * 4, f"not applicable: {escape(row.refusal)}"]
     same = board.same_as(row)
-    notes = ["control"] * row.control + ["oracle"] * row.oracle + [f"same as {same}"] * bool(same)
+    part = board.part(row)
+    notes = [part] * bool(part) + ["control"] * row.control + ["oracle"] * row.oracle
+    notes += [f"same as {same}"] * bool(same)
     return [
         rank(found.standing if found else None),
         escape(row.defense),
         figure(row.figures.get("score"), SCORE),
-        share(found.removed if found else None),
+        _gone(found),
         escape(_worst(found)),
         coverage(row),
         escape("; ".join([*notes, *row.remarks])),
@@ -113,6 +117,12 @@ def share(value: Estimate | None) -> str:
     return "—" if value is None else f"{round(value.mean * value.n)}/{value.n}"
 
 
+def _gone(found: RowAnalysis | None) -> str:
+    """``11/12, 9``: in how many settings the backdoor is gone, and at every strength."""
+    plain, every = (found.removed, found.removed_amplified) if found else (None, None)
+    return share(plain) + (f", {round(every.mean * every.n)}" if every else "")
+
+
 def coverage(row: Row) -> str:
     """``58/60``: cells that were evaluated, of those to which the defense applies."""
     return f"{row.ok}/{row.applicable}"
@@ -130,8 +140,9 @@ def _ladders(ladders: Sequence[Ladder]) -> str:
     body = [[escape(ladder.defense), *map(_rung, ladder.rungs)] for ladder in ladders]
     title = (
         "## From the largest labelled budget to none\n\n"
-        "Score, and in brackets the mean paired difference to the defense's first score. "
-        "A dagger: its 95 % interval does not hold zero.\n\n"
+        "Score, and in brackets the mean paired difference to the defense's first score; *in 2*: "
+        "over the two settings that both have, where they do not have the same. A dagger: its 95 % "
+        "interval does not hold zero.\n\n"
     )
     return title + to_table(["Defense", *budgets], body, ["left", *["right"] * len(budgets)])
 
@@ -143,7 +154,8 @@ def _rung(rung: Rung) -> str:
         return points(rung.score.mean)
     mark = "†" if rung.change.verdict in ("better", "worse") else ""
     sign = "+" if rung.change.mean > 0 else ""
-    return escape(f"{points(rung.score.mean)} ({sign}{points(rung.change.mean)}{mark})")
+    of = "" if rung.paired else f" in {rung.change.n}"
+    return escape(f"{points(rung.score.mean)} ({sign}{points(rung.change.mean)}{mark}{of})")
 
 
 def _by_dataset(report: Report) -> list[tuple[str, Sequence[Board]]]:
@@ -226,12 +238,14 @@ def _adversarial_row(row: PanelRow, panel: Panel) -> list[str]:
 
 
 def _victims(victims: Iterable[Victim]) -> str:
-    heads = ["Victim", "Seed", "Target", "ACC", "Twin", "ASR", "RA", "ASR by strength", "Admission"]
+    heads = ["Victim", "Seed", "Target", "Trained", "ACC", "Twin", "ASR", "RA"]
+    heads += ["ASR by strength", "Admission"]
     body = [
         [
             escape(victim.setting.label),
             str(victim.seed),
             "—" if victim.target is None else str(victim.target),
+            victim.training or "—",
             percent(victim.metrics.acc),
             percent(victim.twin_metrics.acc) if victim.twin_metrics else "—",
             optional(victim.metrics.asr),
@@ -241,7 +255,7 @@ def _victims(victims: Iterable[Victim]) -> str:
         ]
         for victim in victims
     ]
-    align = ["left", *["right"] * 7, "left"]
+    align = ["left", *["right"] * 8, "left"]
     return f"## Victims: {plural(len(body), 'model')}\n\n" + to_table(heads, body, align)
 
 

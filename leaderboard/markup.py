@@ -129,6 +129,7 @@ def tags(board: Board, row: Row) -> list[str]:
     labelled = row.needs in ("labels", "optional", "target")
     labels_from_victim = labelled and board.budget in ("unlabeled", "ood")
     found = {
+        board.part(row): bool(board.part(row)),
         "control": row.control,
         "oracle": row.oracle,
         same_as(board, row): bool(board.same_as(row)),

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.records import SCHEMA
+from bench.specs import bare
 from leaderboard import canvas, gate, markdown, markup, words
 from leaderboard.aggregate import Board, Row, reference_board
 from leaderboard.comparison import CONTRASTS, LEAST_SETTINGS
@@ -25,7 +26,7 @@ from leaderboard.report import Report
 from leaderboard.ties import ties
 
 HERE: Final = Path(__file__).parent
-COLUMNS: Final = len(words.BOARD) + 10  # of a board; the first names the defense
+COLUMNS: Final = len(words.BOARD) + 11  # of a board; the first names the defense
 STYLES: Final = ("page.css", "tables.css", "controls.css")
 # In this order: each file looks after one part of the page, and uses those before it.
 SCRIPTS: Final = (
@@ -50,8 +51,8 @@ class Page:
 
     @property
     def defenses(self) -> int:
-        """The number of different defenses, controls included."""
-        return len({row.defense for board in self.report.boards for row in board.rows})
+        """The number of different methods, controls included; variants of one are one."""
+        return len({bare(row.defense) for board in self.report.boards for row in board.rows})
 
     @property
     def budgets(self) -> Sequence[Board]:

@@ -247,4 +247,5 @@ def _differences(entry: Published, measured: SettingRow, images: int) -> Iterato
     if source.asr:
         yield source.asr
     seeds = f"{measured.seeds} seed{'s' * (measured.seeds != 1)}"
-    yield f"{source.runs}, ours {seeds}"
+    if not (source.runs == "one seed" and measured.seeds == 1):
+        yield f"{source.runs}, ours {seeds}"

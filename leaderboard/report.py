@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Report:
     findings: tuple[Finding, ...]  # what to look at before publishing
     victims: tuple[Victim, ...]  # clean twins aside
     twins: int
+    spare: int  # victims and twins of the zoo, of other recipes, that no record rests on
     stale: int  # left out: their key is not a current one
     superseded: int  # left out: a later record of the same cell exists
     swept: int  # left out: only a sweep has asked for them
@@ -53,7 +54,13 @@ class Report:
             (self.superseded, "left out: a later record of the same cell exists"),
             (self.swept, "of hyper-parameter sweeps left out: pictured by bench sweep, not ranked"),
         )
-        return tuple(f"{plural(number, 'record')} {words}" for number, words in found if number)
+        texts = [f"{plural(number, 'record')} {words}" for number, words in found if number]
+        if self.spare:
+            texts.append(
+                f"{plural(self.spare, 'model')} of the zoo left out: trained by another recipe "
+                "than the one of the same setting and seed that records rest on"
+            )
+        return tuple(texts)
 
 
 @collector_paused()
@@ -81,9 +88,16 @@ def collect(root: Path, current_keys: Set[str] | None = None) -> Report:
         published=tuple(beside(found)),
         findings=tuple(findings(counted)),
         victims=victims,
-        twins=len(known) - len(victims),
+        twins=len(_twins(records)) or len(known) - len(victims),
+        spare=len({v.weights for v in zoo} - {v.weights for v in known.values()} - _twins(records)),
         stale=len(stored) - len(fresh),
         superseded=superseded,
         swept=len(fresh) - len(asked),
         problems=(*record_problems, *zoo_problems),
     )
+
+
+def _twins(records: Iterable[Record]) -> set[str]:
+    """The weights of every clean twin that these records rest on."""
+    clean = {str(r.inputs.get("victim")) for r in records if r.cell.attack == "none"}
+    return (clean | {str(r.inputs.get("twin")) for r in records}) - {"None"}

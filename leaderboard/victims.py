@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -54,10 +55,12 @@ class Victim:
     reasons: tuple[str, ...]
     metrics: Metrics
     twin_metrics: Metrics | None
+    weights: str = ""  # SHA-256 of them, where it is known
+    training: str = ""  # how long, in words; empty where only records know the victim
 
     @property
     def key(self) -> tuple[str, int]:
-        """What identifies a victim: its setting and its seed."""
+        """What a page knows a victim by: its setting and its seed."""
         return self.setting.key, self.seed
 
 
@@ -100,10 +103,20 @@ def read_victim(path: Path) -> Victim:
             reasons=tuple(str(reason) for reason in source.get("reasons", ())),
             metrics=metrics,
             twin_metrics=checked_metrics(source.get("twin_metrics")),
+            weights=str(source.get("weights_sha256", "")),
+            training=length_of(source.get("recipe", {}).get("training", {})),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         place = "/".join(path.parts[-3:])
         raise ValueError(f"cannot read victim {place}: {type(error).__name__}: {error}") from error
+
+
+def length_of(training: Mapping[str, Any]) -> str:
+    """How long a victim was trained, in words; empty where its recipe does not say."""
+    for unit in ("steps", "epochs"):  # the first, where it is given, is what counts
+        if training.get(unit) is not None:
+            return f"{int(training[unit]):,} {unit}"
+    return ""
 
 
 def read_zoo(root: Path) -> tuple[list[Victim], list[str]]:
@@ -131,15 +144,25 @@ def from_record(record: Record) -> Victim | None:
         reasons=(),
         metrics=record.before,
         twin_metrics=record.twin,
+        weights=str(record.inputs.get("victim", "")),
     )
 
 
 def merge(zoo: Iterable[Victim], records: Iterable[Record]) -> dict[tuple[str, int], Victim]:
-    """Every victim known, the zoo's word before the records', in order of setting and seed."""
-    known = {victim.key: victim for victim in zoo}
-    for record in sorted(records, key=lambda record: record.key):
-        if (record.cell.setting, record.cell.victim_seed) not in known:
-            victim = from_record(record)
-            if victim is not None:
-                known[victim.key] = victim
+    """The victim of every setting and seed, in order.
+
+    A zoo may hold several, of different recipes: it is the one that the newest record rests on,
+    which the zoo describes better than the record. Without records an admitted one comes first.
+    """
+    stored: defaultdict[tuple[str, int], list[Victim]] = defaultdict(list)
+    for victim in zoo:
+        stored[victim.key].append(victim)
+    known = {key: min(found, key=lambda v: v.status == "rejected") for key, found in stored.items()}
+    for record in sorted(records, key=lambda record: (record.ended, record.key)):
+        place = record.cell.setting, record.cell.victim_seed
+        named = str(record.inputs.get("victim", ""))
+        same = [v for v in stored[place] if v.weights == named or not (v.weights and named)]
+        found = same[0] if same else from_record(record)
+        if found is not None:
+            known[place] = found
     return dict(sorted(known.items()))

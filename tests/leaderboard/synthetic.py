@@ -94,7 +94,7 @@ def record(
         "poison_rate": 0.1,
         "target": 0,
         "twin": "t" * 64,
-        "params": {},
+        "params": {"variant": defense},  # no two names are one schedule
         "defense_seed": 0,
     } | cell
     place = Cell(defense=defense, budget=budget, victim_seed=seed, needs=needs, **fields)

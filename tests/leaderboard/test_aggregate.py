@@ -14,6 +14,7 @@ from leaderboard.aggregate import (
     reference_board,
     setting_rows,
 )
+from leaderboard.degradation import ladders
 from leaderboard.outcomes import effectiveness, latest, outcomes, score
 from leaderboard.statistics import Estimate
 from leaderboard.victims import merge
@@ -289,3 +290,40 @@ def test_synthetic_images_of_the_wrong_classes_are_told() -> None:
         "2 of 3 base sets not of the classes asked for: the model sees those in 48.4 % of the "
         "images where it is worst",
     )
+
+
+def test_a_loss_on_twins_by_another_schedule_is_not_the_rows() -> None:
+    attacked = record()
+    assert "twin_loss" in rows([attacked, twin_record("ibau", "2500", 0, 0.03)])["ibau"].figures
+    older = twin_record("ibau", "2500", 0, 0.03, params={"lr": 0.01})
+    assert "twin_loss" not in rows([attacked, older])["ibau"].figures
+
+
+def test_a_row_with_fewer_settings_says_so_and_stands_after_the_others() -> None:
+    full = [
+        record(name, attack=attack, after=metrics(0.88, 0.05, ra), oracle=name == "knows")
+        for name, ra in (("ft", 0.4), ("ibau", 0.5), ("knows", 0.6))
+        for attack in ("badnets", "wanet")
+    ]
+    one = record("nc", after=metrics(0.9, 0.0, 0.9))
+    board = aggregated([*full, one])["2500"]
+    assert [row.defense for row in board.rows] == ["ibau", "ft", "nc", "knows"]
+    assert [board.part(row) for row in board.rows] == ["", "", "1 of 2 settings", ""]
+    assert board.uneven
+
+
+def test_budgets_are_compared_by_their_images() -> None:
+    def of(budget: str, images: int) -> Record:
+        return dataclasses.replace(record(budget=budget), data_touched={"budget_images": images})
+
+    found = list(aggregated([of("100", 100), of("20pc", 860), of("2500", 2500)]).values())
+    assert {board.budget: board.images for board in found} == {
+        "100": 100,
+        "20pc": 860,
+        "2500": 2500,
+    }
+    (ladder,) = ladders(found)
+    assert [rung.budget for rung in ladder.rungs] == ["2500", "20pc", "100"]
+    largest = reference_board(found)
+    assert largest is not None
+    assert largest.budget == "2500"

@@ -11,6 +11,7 @@ from leaderboard.aggregate import Board, boards
 from leaderboard.analysis import Analysis, RowAnalysis, analyse
 from leaderboard.comparison import CONTRASTS, Comparison, difference
 from leaderboard.degradation import Ladder, ladders
+from leaderboard.markdown import _rung as rung_text
 from leaderboard.outcomes import latest, outcomes
 from leaderboard.standing import standings
 from leaderboard.victims import merge
@@ -229,3 +230,14 @@ def test_ladder_goes_down_and_says_what_was_lost() -> None:
     assert (rungs[3].score, rungs[3].refusal) == (None, "no")
     flat = found["clp"].rungs
     assert all(rung.score == flat[0].score and rung.change is None for rung in flat)
+
+
+def test_a_rung_says_where_its_change_is_over_other_settings() -> None:
+    records = [record("ibau", "2500", attack=a, after=metrics(0.9, 0.05, 0.8)) for a in ATTACKS]
+    records.append(record("ibau", "100", attack=ATTACKS[0], after=metrics(0.9, 0.05, 0.4)))
+    (ladder,) = ladders(boards_of(records))
+    first, second = ladder.rungs
+    assert (first.paired, second.paired) == (True, False)
+    assert second.change is not None
+    assert second.change.n == 1
+    assert " in 1)" in rung_text(second)

@@ -51,7 +51,7 @@ def test_a_chart_brings_no_style_no_script_and_no_address(name: str, drawn: dict
     assert "url(" not in svg
     uses = {e.attrib["href"] for e in root.iter("use")}
     assert uses <= {f"#{e.attrib['id']}" for e in root.iter() if "id" in e.attrib}
-    assert "a\ufffdb$x$</text>" in "".join(root.itertext())
+    assert "a\ufffdb$x$</text" in "".join(root.itertext())
     assert root.get("aria-label") == f"alt {EVIL}".replace("\x00", "\ufffd")
 
 

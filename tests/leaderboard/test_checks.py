@@ -149,6 +149,49 @@ def test_one_name_for_two_schedules_is_named() -> None:
     assert finding.text == told
 
 
+def test_one_schedule_under_two_names_is_named() -> None:
+    same = {"lr": 0.1, "steps": 200}
+    full, other = victims(), victims(attacks=("badnets", "wanet"))[3:]
+    cells = [
+        dataclasses.replace(r, cell=dataclasses.replace(r.cell, params=same, defense=name))
+        for records, name in ((full, "nad"), (other, "nad[lr=0.1]"))
+        for r in records
+    ]
+    told = [f.text for f in found(cells) if f.kind == "mixed"]
+    assert told == ["nad and nad[lr=0.1] are one schedule under 2 names"]
+    # Another method with the same hyper-parameters is another method.
+    others = [
+        dataclasses.replace(r, cell=dataclasses.replace(r.cell, defense="ft"))
+        if r.cell.defense != "nad"
+        else r
+        for r in cells
+    ]
+    assert not [f for f in found(others) if f.kind == "mixed"]
+
+
+def test_several_victims_of_one_seed_and_several_versions_of_code_are_named() -> None:
+    one, two, three = victims()
+    first = dataclasses.replace(one, inputs={"victim": "a" * 64, "code": "c" * 64})
+    again = record("ft", seed=0, after=distinct(7), before=one.before)
+    again = dataclasses.replace(again, inputs={"victim": "b" * 64, "code": "c" * 64})
+    later = dataclasses.replace(two, inputs={"victim": "d" * 64, "code": "e" * 64})
+    told = [f.text for f in found([first, again, later, three]) if f.kind == "mixed"]
+    assert told == [
+        "cifar10 small_vgg badnets all-to-one 0.1, seed 0, is several victims: "
+        "aaaaaaaa (1 record), bbbbbbbb (1 record)",
+        "ibau was run by several versions of its code: cccccccc (1 record), eeeeeeee (1 record)",
+    ]
+
+
+def test_what_is_graver_comes_before_what_is_missing() -> None:
+    one, *rest = victims(attacks=("badnets", "wanet"))
+    wrong = dataclasses.replace(one, after=metrics(0.99, 0.0, 0.9))
+    hole = record("ft", seed=0, after=distinct(9), before=one.before)
+    dirty = dataclasses.replace(rest[0], git={"sha": "0c6402b", "dirty": True})
+    kinds = [finding.kind for finding in found([wrong, hole, dirty, *rest[1:]])]
+    assert kinds == ["implausible", "changed", "missing"]
+
+
 def test_strict_makes_a_finding_exit_3_and_says_which(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +201,7 @@ def test_strict_makes_a_finding_exit_3_and_says_which(
     done = CliRunner().invoke(app, [*ask, "--strict"])
     assert done.exit_code == 3
     assert "bench: before publishing: implausible: ibau at 2500" in done.stderr
+    assert "strict: 1 to look at, 0 unreadable: exit 3" in done.stderr
     assert (tmp_path / "leaderboard" / "leaderboard.html").is_file()
     assert leaderboard(str(tmp_path), strict=True, json_output=True) == 3
     assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "implausible"

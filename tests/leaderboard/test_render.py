@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import pytest
 
 from bench.records import path_of, scan
 from bench.specs import parse_spec
-from leaderboard.markdown import escape
+from leaderboard.markdown import escape, to_markdown
 from leaderboard.markup import paper
 from leaderboard.payload import options
 from leaderboard.render import Rendered, render
+from leaderboard.report import collect
 from leaderboard.victims import Setting
 from leaderboard.words import count, duration, percent, plural, points, size
 from tests.leaderboard.synthetic import SETTINGS, grid, metrics, record, store, victim_json
@@ -296,6 +298,35 @@ def test_empty_store_says_what_to_run(tmp_path: Path) -> None:
     assert "bench run --all" in done.markdown.read_text()
     assert json.loads(done.json.read_text())["boards"] == []
     assert done.csv.read_text().startswith("key,status")
+
+
+def test_of_two_recipes_the_page_shows_the_victim_that_records_rest_on(tmp_path: Path) -> None:
+    place = {"attack": "badnets", "label_rule": "all-to-one", "poison_rate": 0.1}
+    training = {"steps": None, "epochs": 8}
+    used = {"status": "admitted", "reasons": [], "weights_sha256": "a" * 64}
+    victim_json(tmp_path, "a", **place, **used, recipe={"training": training})
+    victim_json(tmp_path, "b", **place, weights_sha256="b" * 64)  # refused, and last by name
+    done = replace(record(), inputs={"victim": "a" * 64, "twin": "c" * 64})
+    store(tmp_path, [done])
+    report = collect(tmp_path)
+    (shown,) = report.victims
+    assert (shown.status, shown.weights, shown.training) == ("admitted", "a" * 64, "8 epochs")
+    assert (report.twins, report.spare) == (1, 1)
+    assert any("1 model of the zoo left out" in text for text in report.omissions)
+    text = to_markdown(report)
+    assert "8 epochs" in text
+    assert "rejected" not in text
+    # A victim that only the records know is shown as they remember it.
+    store(tmp_path, [replace(record("ft", ended="2030"), inputs={"victim": "d" * 64})])
+    (shown,) = collect(tmp_path).victims
+    assert (shown.status, shown.weights) == ("used", "d" * 64)
+
+
+def test_without_records_the_admitted_one_of_two_recipes_is_shown(tmp_path: Path) -> None:
+    victim_json(tmp_path, "a", weights_sha256="a" * 64)
+    victim_json(tmp_path, "b", weights_sha256="b" * 64, status="admitted", reasons=[])
+    (shown,) = collect(tmp_path).victims
+    assert (shown.status, shown.weights) == ("admitted", "b" * 64)
 
 
 def test_rejected_victim_is_reported_and_used_nowhere(tmp_path: Path) -> None:

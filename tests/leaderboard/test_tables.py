@@ -143,7 +143,9 @@ def test_markdown_begins_short_and_then_gives_all(report: Report, texts: dict[st
     cells = [cell.strip() for cell in row.split("|")]
     found = board(report, "2500").rows["bcu"]
     assert cells[1] == rank(found.standing)
-    assert cells[4] == share(found.removed)
+    assert found.removed_amplified is not None
+    every = round(found.removed_amplified.mean * found.removed_amplified.n)
+    assert cells[4] == f"{share(found.removed)}, {every}"
     assert found.worst is not None
     assert cells[5].startswith(f"{found.worst.setting.key}: ")
     assert cells[6].endswith("/24")

@@ -242,6 +242,8 @@ def _differences(entry: Published, measured: SettingRow, images: int) -> Iterato
         yield f"trigger: {entry.trigger}"
     if "[" in setting.attack:
         yield f"our attack is {setting.attack}"
+    if "[" in measured.defense:
+        yield f"our defense is {measured.defense}"
     if entry.note:
         yield entry.note
     if source.asr:

@@ -78,6 +78,7 @@ def test_parameters_do_not_count_but_the_rest_is_named() -> None:
         "poison rate 0.2, ours 0.1",
         "trigger: size S",
         "our attack is badnets[pattern=tile, size=5]",
+        "our defense is ibau[mode=paper]",
         "n",
         "not said whether ASR counts images of the target class",
         "mean of 14 models, ours 1 seed",

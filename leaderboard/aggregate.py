@@ -127,12 +127,12 @@ class Board:
 
     @property
     def full(self) -> int:
-        """The number of settings of the rows that have most of them."""
+        """How many settings a row must have to stand among the first, see :func:`most_settings`."""
         return most_settings(self.rows)
 
     def part(self, row: Row) -> str:
         """``1 of 6 settings``, where a row rests on fewer than others; else empty."""
-        whole = not row.ranked or row.counted == self.full
+        whole = not row.ranked or row.counted >= self.full
         return "" if whole else f"{row.counted} of {self.full} settings"
 
     @property
@@ -262,8 +262,14 @@ def _cost(settings: Iterable[SettingRow]) -> CostSummary | None:
 
 
 def most_settings(rows: Iterable[Row]) -> int:
-    """The number of settings of the ranked rows that have most of them."""
-    return max((row.counted for row in rows if row.ranked), default=0)
+    """The number of settings of those ranked rows that have most of them.
+
+    Where there are others, what needs no data does not count: it stands on every board, and would
+    leave none of them whole before the last setting has been run.
+    """
+    ranked = [row for row in rows if row.ranked]
+    own = [row for row in ranked if row.needs != "nothing"]
+    return max((row.counted for row in own or ranked), default=0)
 
 
 def _order(row: Row, full: int) -> tuple[int, float, str]:

@@ -95,7 +95,7 @@ def _tradeoff(analysis: Analysis) -> Drawing | None:
 def _profiles(analysis: Analysis) -> Drawing | None:
     board = analysis.board
     ranked, settings = [row for row in board.rows if row.ranked], board.full
-    rows = [row for row in ranked if row.counted == settings]  # a share of one setting is 0 or 100
+    rows = [row for row in ranked if row.counted >= settings]  # a share of one setting is 0 or 100
     if len(rows) < LEAST or settings < LEAST_PROFILE:
         return None
     left_out = plural(len(ranked) - len(rows), "row") + " with fewer settings left out. "

@@ -240,10 +240,8 @@ def _differences(entry: Published, measured: SettingRow, images: int) -> Iterato
         yield f"poison rate {entry.poison_rate:g}, ours {setting.poison_rate:g}"
     if entry.trigger:
         yield f"trigger: {entry.trigger}"
-    if "[" in setting.attack:
-        yield f"our attack is {setting.attack}"
-    if "[" in measured.defense:
-        yield f"our defense is {measured.defense}"
+    ours = (("attack", setting.attack), ("defense", measured.defense))
+    yield from (f"our {what} is {spec}" for what, spec in ours if "[" in spec)
     if entry.note:
         yield entry.note
     if source.asr:

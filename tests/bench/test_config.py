@@ -161,13 +161,14 @@ def test_selection_narrows_and_widens(tmp_path):
     chosen = select(profile, pick, library)
     victims = plan_victims(chosen)
     assert [r.label for r, _ in victims] == [
-        "gtsrb small_vgg badnets[pattern=tile, size=5] seed 4",
-        "gtsrb small_vgg badnets[pattern=tile, size=5] seed 7",
+        "gtsrb small_vgg*0.5 badnets[pattern=tile, size=5] seed 4",
+        "gtsrb small_vgg*0.5 badnets[pattern=tile, size=5] seed 7",
     ]
     assert [r.attack for r, _ in twins_of(victims)] == [None, None]
     other = select(profile, Selection(datasets=("signs",), archs=("resnet18",)), library)
     assert {(g.dataset, g.arch, g.training.epochs) for g in other.grid} == {
         ("signs", "resnet18", 8),
+        ("signs", "resnet18", 16),
         ("signs", "resnet18", 20),
     }
 

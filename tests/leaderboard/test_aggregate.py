@@ -306,9 +306,13 @@ def test_a_row_with_fewer_settings_says_so_and_stands_after_the_others() -> None
         for attack in ("badnets", "wanet")
     ]
     one = record("nc", after=metrics(0.9, 0.0, 0.9))
-    board = aggregated([*full, one])["2500"]
-    assert [row.defense for row in board.rows] == ["ibau", "ft", "nc", "knows"]
-    assert [board.part(row) for row in board.rows] == ["", "", "1 of 2 settings", ""]
+    free = [
+        record("clp", "0", attack=attack, needs="nothing", after=metrics(0.9, 0.1, 0.45))
+        for attack in ("badnets", "wanet", "sig")
+    ]
+    board = aggregated([*full, one, *free])["2500"]
+    assert [row.defense for row in board.rows] == ["ibau", "clp", "ft", "nc", "knows"]
+    assert [board.part(row) for row in board.rows] == ["", "", "", "1 of 2 settings", ""]
     assert board.uneven
 
 

@@ -227,15 +227,14 @@ def _aliases(records: Sequence[Record]) -> Iterator[Finding]:
 
 def _codes(records: Sequence[Record]) -> Iterator[Finding]:
     """Rows whose cells were run by several versions of the defense's code."""
-    versions: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    versions: defaultdict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.status in EVALUATED and "code" in record.inputs:
-            versions[record.cell.defense][str(record.inputs["code"])] += 1
-    for name, counts in sorted(versions.items()):
-        if len(counts) > 1:
-            found = ", ".join(f"{v[:8]} ({plural(n, 'record')})" for v, n in sorted(counts.items()))
-            text = f"{name} was run by several versions of its code: {found}"
-            yield Finding(kind="mixed", text=text, keys=())
+            versions[record.cell.defense].add(str(record.inputs["code"]))
+    found = [f"{name} ({len(codes)})" for name, codes in sorted(versions.items()) if len(codes) > 1]
+    if found:
+        text = f"run by several versions of their code: {', '.join(found)}"
+        yield Finding(kind="mixed", text=text, keys=())
 
 
 def _changed(records: Sequence[Record]) -> Iterator[Finding]:

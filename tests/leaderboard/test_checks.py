@@ -179,7 +179,7 @@ def test_several_victims_of_one_seed_and_several_versions_of_code_are_named() ->
     assert told == [
         "cifar10 small_vgg badnets all-to-one 0.1, seed 0, is several victims: "
         "aaaaaaaa (1 record), bbbbbbbb (1 record)",
-        "ibau was run by several versions of its code: cccccccc (1 record), eeeeeeee (1 record)",
+        "run by several versions of their code: ibau (2)",
     ]
 
 

@@ -5,6 +5,8 @@ The two losses that FRED adds to model inversion (arXiv:2206.07018, section 3.2)
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -15,11 +17,14 @@ from zoo.models import Classifier
 
 @torch.enable_grad()
 def model_perturbation(model: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """L_mp: mean absolute gradient of the cross-entropy in the parameters, per image: ``(N,)``.
+    """L_mp: L1 norm of the gradient of the cross-entropy in P parameters, over root P: ``(N,)``.
 
     The parameters are those of the last stage and the head. The norm is of every image's own
     gradient (that of the batch's mean loss would be another quantity), differentiable in the
-    images, and divided by the number of parameters, so that its weight is not tied to a network.
+    images, and divided by the root of the number of parameters, so that one weight fits all
+    networks: on untrained small VGGs and ResNets of any width, its gradient in the images is then
+    1.5 to 2.7 times as long as that of the cross-entropy (6 on VGG-16); of the mean over parameters
+    that share differs by a factor of 16, of the sum by one of 32.
 
     Args:
         model: in eval mode; its last stage and head hold no other layers than
@@ -47,7 +52,7 @@ def model_perturbation(model: Classifier, images: Tensor, labels: Tensor) -> Ten
     slopes = torch.autograd.grad(loss, [edge for _, _, edge in calls], create_graph=True)
     norms = [gradient_norm(layer, x, g) for (layer, x, _), g in zip(calls, slopes, strict=True)]
     size = sum(p.numel() for layer in layers for p in layer.parameters(recurse=False))
-    return torch.stack(norms).sum(0) / size
+    return torch.stack(norms).sum(0) / math.sqrt(size)
 
 
 def gradient_norm(layer: nn.Module, x: Tensor, slope: Tensor) -> Tensor:

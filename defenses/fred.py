@@ -13,10 +13,9 @@ Differences from the paper:
 
 1. delta starts from small noise and is kept in an L2 ball. The printed algorithm starts it at 0,
    where both gradients of L_dp vanish, so that it never moves; and nothing bounds it.
-2. L_mp is a mean over the parameters of the last stage and the head, not a sum over all: the second
-   derivative through all layers costs more than the rest together. Its weight is ours for that
-   reason, and for the half-width small VGG: on an untrained ResNet-18 of full width it moves images
-   a tenth as much beside the class loss.
+2. L_mp is over the parameters of the last stage and the head, not all: the second derivative
+   through all layers costs more than the rest together. It is divided by the root of their number,
+   so that its weight, which is ours for that reason, means the same on any network.
 3. The rates a1 and a2, the number of iterations and the generator are unstated. The step of the
    latents is GMI's (Nesterov, box, best of five starts), with its rate for the mean over the images
    of a class. Class 100, consistency 100 and data 0.1 are a tenth of the paper's 1000, 1000 and 1,
@@ -126,7 +125,7 @@ def fred(
     delta_lr: float = 0.1,  # a2, L2 length of a step of delta, pixels in [0, 1] (unstated)
     radius: float = 2.0,  # L2 bound of delta for any image (ours)
     class_weight: float = 100.0,  # lambda_1 (paper: 1000, see 3)
-    model_weight: float = 1e4,  # lambda_2 of the mean over parameters (paper: 10 or 100 of a sum)
+    model_weight: float = 30.0,  # lambda_2, of the sum over root P (paper: 10 or 100, of the sum)
     consistency_weight: float = 100.0,  # lambda_3 (paper: 1000, see 3)
     data_weight: float = 0.1,  # lambda_4 (paper: 1, see 3)
 ) -> tuple[Tensor, Tensor]:

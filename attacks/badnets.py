@@ -63,7 +63,8 @@ class BadNets(Attack):
             raise ValueError(f"{self.name}: expected size in {sizes} for a tile, got {self.size}")
         if self.pattern != "tile" and self.size is not None:
             raise ValueError(
-                f"{self.name}: expected no size with pattern {self.pattern!r}, got {self.size}"
+                f"{self.name}: size goes with pattern=tile only, got size {self.size} and pattern "
+                f"{self.pattern!r}"
             )
 
     @property

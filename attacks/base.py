@@ -338,7 +338,7 @@ class Attack(ABC):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def label(self) -> str:
-        """Name with the parameters that differ from their defaults: ``badnets[size=5]``.
+        """Name with the parameters that differ from their defaults: ``blended[alpha=0.1]``.
 
         Label rule and poison rate have columns of their own and are left out.
         """

@@ -63,7 +63,7 @@ DownloadOption = Annotated[
     bool, typer.Option("--download", help="let torchvision download missing data sets")
 ]
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="run failed cells again")]
-AttackOption = Annotated[list[str] | None, typer.Option("--attack", help="e.g. badnets[size=5]")]
+AttackOption = Annotated[list[str] | None, typer.Option("--attack", help="e.g. blended[alpha=0.1]")]
 DefenseOption = Annotated[list[str] | None, typer.Option("--defense", help="e.g. ibau[rounds=3]")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="name or folder:PATH")]
 ArchOption = Annotated[list[str] | None, typer.Option("--arch", help="small_vgg, resnet18, vgg16")]

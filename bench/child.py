@@ -45,6 +45,7 @@ from zoo.prior import PriorSpec, load_prior
 from zoo.train import DivergedError, predict_logits
 
 CURVE_POINTS: Final = 200  # a record keeps no more
+SAME: Final = 0.05  # of the largest logit: what half precision may cost, and no repair can be
 _OUT_OF_MEMORY: Final = ("can't allocate memory", "cannot allocate memory", "out of memory")
 
 
@@ -102,16 +103,23 @@ def run_cell(job: dict[str, Any]) -> None:
     result: dict[str, Any] = {"status": "error", "error": None}
     try:
         result.update(_run(job, result))
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         result["status"] = status_of(error)
         result["error"] = {
             "type": type(error).__name__,
-            "message": str(error)[:2000],
+            "message": message_of(error)[:2000],
             "traceback": traceback.format_exc()[-8000:],
         }
     temporary = Path("result.json.tmp")
     temporary.write_text(json.dumps(result), encoding="utf-8")
     os.replace(temporary, "result.json")
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says; where it says nothing, that."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    return str(error) or "no reason was given"
 
 
 def status_of(error: BaseException) -> str:
@@ -172,7 +180,7 @@ def _defend(
     except NotDetectedError as reason:
         status, repaired = "not-detected", build_model(spec)
         repaired.load_state_dict(load_file("model.safetensors"))
-        error = {"type": "NotDetectedError", "message": str(reason), "traceback": ""}
+        error = {"type": "NotDetectedError", "message": message_of(reason), "traceback": ""}
     cost = cost_since(started, counter, device)
     touched = {**granted, **view.ledger()}  # before we look at the images ourselves
     candidates = repaired if isinstance(repaired, list) and defense.oracle else [repaired]
@@ -334,7 +342,8 @@ def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[st
     """The weights of what a defense returned, if it is a sane model of the victim's kind.
 
     Raises:
-        InvalidModelError: another type, or tensors of other shapes.
+        InvalidModelError: another type, tensors of other shapes, or a model that computes something
+            else than its weights.
         DivergedError: weights or logits that are not finite.
     """
     if not isinstance(repaired, torch.nn.Module):
@@ -356,8 +365,15 @@ def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[st
         raise DivergedError(f"weights are not finite: {', '.join(bad[:5])}")
     clean.load_state_dict(weights)
     images = view.images if view.images is not None else torch.full((2, *spec.image_shape), 0.5)
-    if not predict_logits(clean, images[:16].cpu()).isfinite().all():
+    logits = predict_logits(clean, images[:16].cpu())
+    if not logits.isfinite().all():
         raise DivergedError("logits are not finite")
+    own = predict_logits(repaired.to("cpu"), images[:16].cpu())  # type: ignore[arg-type]
+    if own.shape != logits.shape or (own - logits).abs().max() > SAME * logits.abs().max():
+        raise InvalidModelError(
+            "it computes something else than its weights do in the victim's architecture: expected "
+            "no hook, no other layer and no other forward, since weights are all that is kept"
+        )
     return weights
 
 
@@ -372,6 +388,11 @@ def keep_finding(finding: Finding) -> dict[str, Any]:
     if finding.triggers is not None:
         pictures = finding.triggers.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
         save_file({"triggers": pictures.contiguous()}, "triggers.safetensors")
+    return described(finding)
+
+
+def described(finding: Finding) -> dict[str, Any]:
+    """JSON form of what a detector saw, without its pictures."""
     return {
         "statistic": finding.statistic,
         "values": [round(v, 6) for v in finding.values.tolist()],

@@ -14,7 +14,9 @@ from bench.child import (
     InvalidModelError,
     check_base_set,
     check_model,
+    described,
     spec_of,
+    thin,
 )
 from bench.conformance import Remark, Rule, Violation, rule
 from bench.trials import CLASSES, SMALL, Run, Trial
@@ -260,7 +262,16 @@ def nothing_left_behind(trial: Trial) -> None:
 )
 def a_sane_curve(trial: Trial) -> None:
     """Numbers, and not too many."""
-    curve = runs(trial).view.curve
+    view = runs(trial).view
+    curve = view.curve
+    try:
+        thin(curve)
+        if view.finding is not None:
+            described(view.finding)
+    except Exception as error:
+        raise Violation(
+            f"what it logged or found cannot be kept: {type(error).__name__}: {error}"
+        ) from error
     if len(curve) > 10 * CURVE_POINTS:
         raise Remark(f"{len(curve)} points were logged; {CURVE_POINTS} are kept")
 

@@ -457,7 +457,8 @@ def metrics_of(payload: MetricsDict | None) -> Metrics | None:
 def summary_of(record: Record) -> str:
     """A few words on how a cell ended."""
     if record.after is None:
-        return str((record.error or {}).get("message", ""))[:100]
+        lines = str((record.error or {}).get("message", "")).splitlines() or [""]
+        return "".join(c if c.isprintable() else "\ufffd" for c in lines[0])[:100]
     parts = [f"ACC {100 * record.after.acc:.1f}"]
     if record.after.asr is not None:
         parts.append(f"ASR {100 * record.after.asr:.1f}")

@@ -32,9 +32,17 @@ class Reference:
         """Imports the module or the file.
 
         Raises:
-            ImportError: the file has changed since it was first read.
+            ImportError: the file has changed since it was first read, or leaves the process.
             Exception: whatever a stranger's code raises.
         """
+        try:
+            return self._load()
+        except SystemExit as error:
+            raise ImportError(
+                "it calls sys.exit() when it is imported; put that below if __name__ == '__main__'"
+            ) from error
+
+    def _load(self) -> types.ModuleType:
         if not self.file:
             return importlib.import_module(self.module)
         path = Path(self.file)

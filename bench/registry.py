@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import sys
 import types
@@ -102,6 +103,11 @@ class Broken:
     message: str
     code_sha256: str
 
+    @property
+    def reason(self) -> str:
+        """Why, in one line."""
+        return f"cannot be imported: {self.error_type}: {self.message}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
@@ -158,6 +164,10 @@ class Registry:
         if source.endswith(".py") or "/" in source or os.sep in source:
             self.add_file(Path(source))
             return
+        if not _is_there(source):
+            file = Path(f"{source}.py")
+            hint = f". Did you mean --plugin {file}?" if file.is_file() else ""
+            raise UserError(f"--plugin {source}: there is no such module{hint}")
         reference = Reference(module=source)
         self._add_source(f"--plugin {source}", f"module:{source}", source, reference)
 
@@ -240,7 +250,7 @@ class Registry:
                     "it is not a function marked with @defense(...), @base_set(...) or "
                     "@dataset(...), and no Attack"
                 )
-        except Exception as error:  # a stranger's code may raise anything
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             self._add_broken(point.name, origin, error, digest(point.value))
             return
         if mark is not None:
@@ -317,7 +327,7 @@ class Registry:
             code_sha256=code_hash(file_of(defense.run)),
         )
 
-    def _add_broken(self, name: str, origin: str, error: Exception, sha: str) -> None:
+    def _add_broken(self, name: str, origin: str, error: BaseException, sha: str) -> None:
         if name in self.entries:  # its failures would count as those of the other
             raise UserError(
                 f"{origin} cannot be imported ({type(error).__name__}: {error}), and "
@@ -368,6 +378,16 @@ def _known(kind: str, name: str, found: dict[str, Registered]) -> Registered:
     close = get_close_matches(name, found, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(found)}")
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found; what its packages raise when imported is told later."""
+    try:
+        return bool(module) and importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        return error.name is None or not f"{module}.".startswith(f"{error.name}.")
+    except (Exception, SystemExit):  # a stranger's package may raise anything
+        return True
 
 
 def _mark_of(function: object) -> Defense | BaseSet | None:

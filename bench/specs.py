@@ -11,11 +11,17 @@ _SPEC: Final = re.compile(r"\s*([A-Za-z0-9_.:@/-]+)\s*(?:\[(.*)\])?\s*")
 
 
 def split_base(text: str) -> tuple[str, str]:
-    """``ibau[a=1]@fred[b=2]`` to the texts before and after the @; the second may be empty."""
+    """``ibau[a=1]@fred[b=2]`` to the texts before and after the @; the second may be empty.
+
+    Raises:
+        UserError: nothing follows the @.
+    """
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "[") - (letter == "]")
         if letter == "@" and not depth:
+            if not text[place + 1 :].strip():
+                raise UserError(f"expected the name of a base set after the @ in {text!r}")
             return text[:place], text[place + 1 :]
     return text, ""
 
@@ -46,6 +52,8 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
         key, sign, value = item.partition("=")
         if not sign or not key.strip() or not value.strip():
             raise UserError(f"expected key=value in {text!r}, got {item!r}")
+        if key.strip() in values:
+            raise UserError(f"{key.strip()!r} is given twice in {text!r}")
         values[key.strip()] = _scalar(value.strip())
     return match[1], values
 

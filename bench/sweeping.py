@@ -46,7 +46,7 @@ def sweep(
     planned, _ = plan_cells(profile, registry, settings.root, settings.library, twins=False)
     cells = [mark(settings.root, p) for p in planned if not isinstance(p.entry, Broken)]
     if not cells:
-        return nothing_to_run()
+        return nothing_to_run(failures)
     remember(settings.root, sweep_of(defense, param, cells))
     records, ran = run_cells(settings, cells)
     draw(settings.root, json_output)

@@ -21,10 +21,10 @@ from bench.ending import summary
 from bench.environment import check_device, cores, default_device
 from bench.executors import Executor, check_executor
 from bench.forecast import show_plan
-from bench.harness import Harness, Settings
+from bench.harness import Harness, Settings, now
 from bench.plan import PlannedCell, plan_cells
 from bench.progress import Progress
-from bench.records import Record
+from bench.records import Record, read_all, scan, write
 from bench.registry import Registry
 from bench.rendering import render, root_of
 from bench.selection import Selection, select
@@ -175,7 +175,9 @@ def usual_jobs(executor: Executor, device: str) -> int:
 
 def build(request: Request, dry_run: bool, json_output: bool) -> int:
     """`bench build-zoo`."""
-    settings, _ = prepare(request)
+    settings, registry = prepare(request)
+    if registry.broken:  # it would have built what the plugin does not bring
+        raise UserError("; ".join(f"{b.origin}: {b.reason}" for b in registry.broken.values()))
     state = zoo_state(settings)
     if not (state.built or state.steps):
         print("bench: the selection leaves no victim", file=sys.stderr)
@@ -211,17 +213,37 @@ def run(request: Request, dry_run: bool, json_output: bool) -> int:
     failures = build_missing(settings, state)
     cells, _ = plan_cells(settings.profile, registry, settings.root, settings.library)
     if not cells:
-        return nothing_to_run()
+        return nothing_to_run(failures)
     records, ran = run_cells(settings, cells)
+    confirm(settings.root, records)
     render(settings.root, json_output, profile=Path(request.profile).name)
     board = settings.root / "leaderboard" / "leaderboard.html"
     return summary(request, records, ran, failures, board)
 
 
-def nothing_to_run() -> int:
+def nothing_to_run(failures: Sequence[str]) -> int:
     """Says why there is no cell."""
-    print("bench: no cell to run: no victim was admitted, see bench build-zoo", file=sys.stderr)
-    return NOTHING_MATCHED
+    for failure in failures:
+        print(f"bench: {failure}", file=sys.stderr)
+    why = "not every victim could be built" if failures else "no victim was admitted"
+    print(f"bench: no cell to run: {why}, see bench build-zoo", file=sys.stderr)
+    return SOME_FAILED if failures else NOTHING_MATCHED
+
+
+def confirm(root: Path, records: Sequence[Record]) -> None:
+    """Makes these the records that count.
+
+    Of an edit that was undone there is a later record of the same cell: the earlier one, which is
+    fresh again, says so and comes after it.
+    """
+    from leaderboard.outcomes import latest
+
+    if sum(1 for _ in scan(root)) == len(records):
+        return  # there are no others
+    counted = {record.key for record in latest(r for r in read_all(root)[0] if not r.cell.swept)[0]}
+    for record in records:
+        if record.key not in counted and not record.cell.swept:
+            write(root, dataclasses.replace(record, env=record.env | {"confirmed": now()}))
 
 
 def run_cells(settings: Settings, cells: Sequence[PlannedCell]) -> tuple[list[Record], int]:

@@ -222,7 +222,8 @@ def defense(name: str, *, paper: str, needs: Needs, oracle: bool = False) -> Cal
 
     def mark(function: F) -> F:
         _check_signature(name, function)
-        entry = Defense(name=name, paper=paper, needs=needs, run=function, oracle=oracle)
+        knows = oracle or needs == "target"  # no defender is told the target class
+        entry = Defense(name=name, paper=paper, needs=needs, run=function, oracle=knows)
         function.defense = entry  # type: ignore[attr-defined]
         return function
 

@@ -65,7 +65,7 @@ def effectiveness(before: Metrics, after: Metrics) -> float | None:
 
 
 def latest(records: Iterable[Record]) -> tuple[list[Record], int]:
-    """One record per cell, the one that ended last; and how many older ones were left out.
+    """One record per cell, the one that ended or was confirmed last; and how many were left out.
 
     A changed defense or a retrained victim leaves its old records on disk. Counting both would
     count a seed twice.
@@ -77,9 +77,14 @@ def latest(records: Iterable[Record]) -> tuple[list[Record], int]:
         cell = record.cell
         place = (cell.setting, cell.victim_seed, cell.defense, cell.budget, cell.defense_seed)
         other = kept.get(place)
-        if other is None or (record.ended, record.key) > (other.ended, other.key):
+        if other is None or (moment(record), record.key) > (moment(other), other.key):
             kept[place] = record
     return [kept[place] for place in sorted(kept)], total - len(kept)
+
+
+def moment(record: Record) -> str:
+    """When a record was last known to be of the code and data of its day."""
+    return str(record.env.get("confirmed") or record.ended)
 
 
 def outcomes(records: Iterable[Record], known: Mapping[VictimKey, Victim]) -> list[Outcome]:

@@ -14,12 +14,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from bench.app import AttackOption, DefenseOption
 from bench.cli import app
 from bench.forecast import BYTES_PER_RECORD
 from bench.records import write
+from bench.registry import Registry
+from bench.specs import parse_spec
 from bench.verbs import parse_seeds
 from tests.leaderboard.synthetic import grid
 from zoo.errors import UserError
+from zoo.recipes import make_attack
 
 FAULTY = Path(__file__).parents[1] / "plugins" / "faulty.py"
 
@@ -215,6 +219,10 @@ def test_build_zoo_shows_what_there_is(bench, where):
         (["run", "--all", "--device", "cuda:9"], "See: bench doctor"),
         (["run", "--all", "--executor", "slurm"], "unknown executor"),
         (["run", "--all", "--plugin", "nowhere.py"], "no such file"),
+        (["run", "--all", "--plugin", "no.such.module"], "there is no such module"),
+        (["run", "--all", "--plugin", ""], "there is no such module"),
+        (["run", "--defense", "ibau@"], "expected the name of a base set after the @"),
+        (["run", "--defense", "ft[lr=1, lr=2]"], "'lr' is given twice"),
         (["run", "--all", "--data", "/nowhere"], "no such folder"),
         (["build-zoo", "-p", "cpu"], "cifar10/train.parquet"),
         (["leaderboard", "--root", "/nowhere"], "Make some first: bench run --all"),
@@ -228,6 +236,77 @@ def test_usage_errors_are_one_clear_message(bench, tmp_path, arguments, message)
     assert result.err.startswith("bench: ")
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+PRUNE = """
+import torch
+from defenses import defense
+
+@defense("my-prune", paper="x", needs="nothing")
+def my_prune(model, view, *, ratio: float = {ratio}):
+    with torch.no_grad():
+        model.head.weight.mul_(ratio)
+        model.head.bias[0] += 1 - ratio
+    return model
+"""
+
+
+def test_an_edit_that_is_undone_has_its_first_figures_again(bench, where, root, tmp_path):
+    plugin, first, second = tmp_path / "my_prune.py", PRUNE.format(ratio=1.0), PRUNE.format(ratio=0)
+
+    def shown(text: str) -> str:
+        plugin.write_text(text)
+        arguments = ["--plugin", plugin, "--defense", "my-prune"]
+        assert bench("run", *where, *arguments).code == 0
+        page = (root / "leaderboard" / "leaderboard.md").read_text()
+        assert bench("leaderboard", "--root", root).code == 0
+        assert (root / "leaderboard" / "leaderboard.md").read_text() == page
+        return page
+
+    before, after = shown(first), shown(second)
+    assert before != after
+    line = next(line for line in before.splitlines() if "| my-prune" in line)
+    assert line not in after
+    assert line in shown(first)
+    assert next(line for line in after.splitlines() if "| my-prune" in line) in shown(second)
+
+
+def test_a_plugin_that_leaves_the_process_is_a_broken_one(bench, where, tmp_path):
+    plugin = tmp_path / "leaves.py"
+    plugin.write_text("import sys\nsys.exit()\n")
+    rows = json.loads(bench("list", "defenses", "--plugin", plugin, "--json").out)
+    assert any("it calls sys.exit() when it is imported" in str(row) for row in rows)
+    result = bench("build-zoo", *where, "--plugin", plugin)  # which would build something else
+    assert result.code == 2
+    assert "cannot be imported: ImportError: it calls sys.exit()" in result.err
+
+
+def test_a_module_of_which_the_ending_was_forgotten(bench, where, tmp_path, monkeypatch):
+    (tmp_path / "forgotten.py").write_text(PRUNE.format(ratio=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    result = bench("run", *where, "--plugin", "forgotten", "--dry-run")
+    assert result.code == 2
+    assert "there is no such module. Did you mean --plugin forgotten.py?" in result.err
+
+
+def test_a_run_that_could_build_nothing_says_so(bench, tmp_path, toy_data, toy_profile):
+    hot = tmp_path / "hot.toml"
+    text = Path(toy_profile).read_text()
+    hot.write_text(text.replace("[grid.training]\n", "[grid.training]\nlr = 1e9\n"))
+    result = bench("run", "--all", "-p", hot, "--root", tmp_path / "hot", "--data", toy_data)
+    assert result.code == 3
+    assert "DivergedError" in result.err
+    assert "not every victim could be built" in result.err
+
+
+def test_the_examples_of_the_help_can_be_parsed():
+    for option, parse in (
+        (AttackOption, lambda text: make_attack(*parse_spec(text))),
+        (DefenseOption, Registry().parse),
+    ):
+        text = option.__metadata__[0].help.removeprefix("e.g. ")
+        parse(text)
 
 
 def test_unknown_options_and_verbs_leave_with_two(bench):

@@ -152,7 +152,8 @@ def test_a_full_disk_ends_the_run_and_the_next_one_does_the_rest(setup):
     assert not half_files(setup.root)
     stamps = {name: path.stat().st_mtime_ns for name, path in kept.items()}
     assert delivered(run(setup)) == set(GOOD)
-    assert {r.cell.defense for r in setup.ran} == set(GOOD) - set(kept)
+    # Not equal: a slot that was at work when the disk was full may end after we have looked.
+    assert {r.cell.defense for r in setup.ran} <= set(GOOD) - set(kept)
     assert {name: path.stat().st_mtime_ns for name, path in kept.items()} == stamps
 
 

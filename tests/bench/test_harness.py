@@ -15,6 +15,7 @@ from bench.harness import oracle_choice
 from bench.plan import plan_cells, states
 from bench.records import path_of, read, read_all
 from bench.selection import Selection, select
+from defenses import defense
 from tests.bench.setups import Setup, by_cell
 from zoo.build import judge_of
 from zoo.data import Library
@@ -135,6 +136,26 @@ def test_a_long_curve_keeps_its_ends_and_no_more_than_it_may(points):
     assert kept[-1:] == curve[-1:]
     steps = {after["step"] - before["step"] for before, after in pairwise(kept[:-1])}
     assert len(steps) <= 1  # evenly, but for the last
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hooks", "it computes something else than its weights"),
+        ("walks-out", "it called sys.exit(3)"),
+    ],
+)
+def test_what_is_no_repair_is_an_error_that_says_why(setup, name, message):
+    record = by_cell(setup.run(name, budgets=("20",)))[name, "20", "badnets"]
+    assert record.status == "error"
+    assert message in record.error["message"]
+
+
+def test_who_is_told_the_target_is_an_oracle():
+    def told(model, view):
+        return model
+
+    assert defense("told", paper="x", needs="target")(told).defense.oracle
 
 
 def test_an_oracle_is_told_the_target_and_its_best_candidate_is_kept(setup):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +129,17 @@ def finds_and_breaks(model, view):
     with torch.no_grad():
         broken.head.weight.fill_(float("nan"))
     return broken
+
+
+@defense("hooks", paper="test", needs="images")
+def hooks(model, view):
+    model.head.register_forward_hook(lambda _layer, _inputs, logits: logits.clamp(max=0.1))
+    return model
+
+
+@defense("walks-out", paper="test", needs="images")
+def walks_out(model, view):
+    sys.exit(3)
 
 
 @defense("peeks", paper="test", needs="target", oracle=True)

@@ -176,7 +176,7 @@ def usual_jobs(executor: Executor, device: str) -> int:
 def build(request: Request, dry_run: bool, json_output: bool) -> int:
     """`bench build-zoo`."""
     settings, registry = prepare(request)
-    # Of what an option names: it would build what that does not bring. Other packages may be broken.
+    # Of what an option names: it would build what that does not bring. A package may be broken.
     asked = [b for b in registry.broken.values() if not b.origin.startswith("entry-point:")]
     if asked:
         raise UserError("; ".join(f"{b.origin}: {b.reason}" for b in asked))

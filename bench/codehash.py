@@ -130,7 +130,8 @@ def _imports(file: Path) -> list[Path]:
             stem = "." * node.level + (node.module or "")
             dot = "." if node.module else ""
             names = [stem, *(f"{stem}{dot}{alias.name}" for alias in node.names)]
-        for name in names:
+        parents = {name[:place] for name in names for place, c in enumerate(name) if c == "."}
+        for name in sorted({*names, *parents}):
             if (module := _module_file(name, file)) is not None:
                 found.append(module)
     return found
@@ -147,8 +148,9 @@ def _home(file: Path) -> Path:
 def _module_file(name: str, importer: Path) -> Path | None:
     """The source file of a module that counts: our own, or one of a plugin's folder or package.
 
-    A package's ``__init__`` does not count: it only lists what there is, and adding a defense to
-    the list must not make the others stale.
+    The ``__init__`` of the package that the importer itself is in does not count, nor do ours: they
+    list what there is, and adding a defense to the list must not make the others stale. That of
+    another package beside a plugin does, with what it imports.
     """
     dotless = name.lstrip(".")
     level, (head, *rest) = len(name) - len(dotless), dotless.split(".")
@@ -163,5 +165,9 @@ def _module_file(name: str, importer: Path) -> Path | None:
         start = home
     if start is None or not head:
         return None
-    candidate = start.joinpath(head, *rest).with_suffix(".py")
-    return candidate if candidate.is_file() else None
+    place = start.joinpath(head, *rest)
+    if (candidate := place.with_suffix(".py")).is_file():
+        return candidate
+    ours = any(place.is_relative_to(_BASE / package) for package in _OWN_PACKAGES)
+    package = place / "__init__.py"
+    return package if package.is_file() and not ours and place not in importer.parents else None

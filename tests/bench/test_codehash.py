@@ -94,6 +94,31 @@ def test_the_modules_of_a_plugins_own_package_count(tmp_path, place, line):
     assert [f for f in files if files[f] != changed[f]] == [name]
 
 
+@pytest.mark.parametrize("edited", ["__init__.py", "core.py", "deep.py"])
+@pytest.mark.parametrize("line", ["from mylib import quieten\n", "import mylib.core\n"])
+def test_a_package_beside_a_plugin_counts_with_what_its_init_imports(tmp_path, line, edited):
+    package = tmp_path / "mylib"
+    package.mkdir()
+    texts = {
+        "__init__.py": "from .core import quieten\nfrom mylib import deep\n",
+        "core.py": "def quieten(): return 1\n",
+        "deep.py": "A = 1\n",
+    }
+
+    def hashed():
+        for name, text in texts.items():
+            (package / name).write_text(text)
+        code_hash.cache_clear()
+        file_hashes.cache_clear()
+        return write(tmp_path, plugin=line), file_hashes(tmp_path / "plugin.py")
+
+    one, files = hashed()
+    texts[edited] += "B = 2\n"
+    other, changed = hashed()
+    assert one != other
+    assert [f for f in files if files[f] != changed[f]] == [f"mylib/{edited}"]
+
+
 def test_the_place_of_a_file_does_not_count(tmp_path):
     hashes = []
     for name in ("one", "two"):

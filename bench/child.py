@@ -154,7 +154,7 @@ def _run(job: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
         return _make_base_set(method, job, model, view)
     try:
         return _defend(method, job, model, view, granted)
-    except Exception:
+    except (Exception, SystemExit):
         with contextlib.suppress(Exception):  # a stranger's finding may be anything
             told.update(seen_by(view))
         raise
@@ -369,7 +369,8 @@ def check_model(repaired: object, spec: ArchSpec, view: DefenderView) -> dict[st
     if not logits.isfinite().all():
         raise DivergedError("logits are not finite")
     own = predict_logits(repaired.to("cpu"), images[:16].cpu())  # type: ignore[arg-type]
-    if own.shape != logits.shape or (own - logits).abs().max() > SAME * logits.abs().max():
+    bound = SAME * float(logits.abs().max())
+    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=0, atol=bound):
         raise InvalidModelError(
             "it computes something else than its weights do in the victim's architecture: expected "
             "no hook, no other layer and no other forward, since weights are all that is kept"

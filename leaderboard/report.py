@@ -79,6 +79,7 @@ def collect(root: Path, current_keys: Set[str] | None = None) -> Report:
     known = merge(zoo, records)
     counted = outcomes(records, known)
     found = boards(counted)
+    twins = _twins(records)
     victims = tuple(victim for victim in known.values() if victim.status != "twin")
     return Report(
         outcomes=tuple(counted),
@@ -88,8 +89,8 @@ def collect(root: Path, current_keys: Set[str] | None = None) -> Report:
         published=tuple(beside(found)),
         findings=tuple(findings(counted)),
         victims=victims,
-        twins=len(_twins(records)) or len(known) - len(victims),
-        spare=len({v.weights for v in zoo} - {v.weights for v in known.values()} - _twins(records)),
+        twins=len(twins) or len(known) - len(victims),
+        spare=len({v.weights for v in zoo} - {v.weights for v in known.values()} - twins),
         stale=len(stored) - len(fresh),
         superseded=superseded,
         swept=len(fresh) - len(asked),

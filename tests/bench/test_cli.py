@@ -306,7 +306,7 @@ def test_the_examples_of_the_help_can_be_parsed():
         (DefenseOption, Registry().parse),
     ):
         text = option.__metadata__[0].help.removeprefix("e.g. ")
-        parse(text)
+        assert parse(text)
 
 
 def test_unknown_options_and_verbs_leave_with_two(bench):
